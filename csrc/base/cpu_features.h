@@ -1,0 +1,22 @@
+// Which instruction sets this CPU and operating system offer, and which one is used.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace gptoss {
+
+// Portable code; AVX2 with FMA and F16C; AVX-512 F, BW, DQ, VL with VNNI.
+enum class Isa { kScalar, kAvx2, kAvx512 };
+
+const char* isa_name(Isa isa);
+// Throws InvalidArgument for an unknown name, DeviceError for one this machine lacks.
+Isa isa_from_name(const std::string& name);
+// Lowest first; kScalar is always there.
+std::vector<Isa> available_isas();
+// The highest available, or GPT_OSS_NATIVE_ISA.
+Isa default_isa();
+// Marketing name of the processor, for reports.
+std::string cpu_model_name();
+
+}  // namespace gptoss

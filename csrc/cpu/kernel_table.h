@@ -1,0 +1,199 @@
+// The CPU kernels of one instruction set. Each computes one thread's share of an op: the layer loop
+// decides the sharing. Kernels never throw and never allocate.
+//
+// Bit-equality: within one instruction set an output's value does not depend on how many tokens or
+// rows are computed together, nor on the share boundaries.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/cpu_features.h"
+#include "base/dtype.h"
+#include "base/view.h"
+#include "model/kv_plan.h"
+#include "model/mxfp4.h"
+
+namespace gptoss::cpu {
+
+enum class Epilogue {
+  kStore,  // out = product + bias
+  kAdd,    // out += product + bias (the residual stream)
+};
+
+struct EmbedArgs {
+  const std::int32_t* tokens;    // [num_tokens]
+  MatrixView<const bf16> table;  // [vocab][hidden]
+  MatrixView<float> out;         // [num_tokens][hidden]
+};
+
+// out = x / sqrt(mean(x^2) + eps) * scale, float32 (the mean too).
+struct RmsNormArgs {
+  MatrixView<const float> x;  // [num_tokens][hidden]
+  const bf16* scale;          // [hidden]
+  float eps;
+  MatrixView<float> out;  // [num_tokens][hidden]
+};
+
+// Dense product with bf16 weights, float32 activations and accumulation.
+struct LinearBf16Args {
+  MatrixView<const float> x;      // [num_tokens][cols]
+  MatrixView<const bf16> weight;  // [rows][cols]
+  const bf16* bias;               // [rows] or null
+  Epilogue epilogue;
+  MatrixView<float> out;  // [num_tokens][rows]
+};
+
+// Activations in blocks of 32 along the input dimension: value = q * scale. Inside a block the
+// bytes are in kernel order: every group of eight holds elements 0 2 4 6 1 3 5 7, which matches the
+// nibble order of MXFP4.
+struct QuantizedMatrix {
+  std::int8_t* q;      // [rows][cols]
+  float* scales;       // [rows][cols / 32]; NaN where the block was not finite
+  std::int32_t* sums;  // [rows][cols / 32], sum of q over the block
+  std::int64_t rows;
+  std::int64_t cols;
+};
+
+struct QuantizeArgs {
+  MatrixView<const float> x;  // [rows][cols], cols a multiple of 32
+  QuantizedMatrix out;
+};
+
+// Dense weights repacked at load to 8.5 bits: tiles of `row_tile` rows; a tile is its blocks one
+// after another; a block is its scales, then its codes as the kernels of the ISA want them.
+struct PackedInt8 {
+  const std::uint8_t* data;
+  std::int64_t rows;
+  std::int64_t cols;
+};
+
+struct LinearInt8Args {
+  QuantizedMatrix x;  // [num_tokens][cols]
+  PackedInt8 weight;
+  const bf16* bias;  // [rows] or null
+  Epilogue epilogue;
+  MatrixView<float> out;  // [num_tokens][rows]
+};
+
+// One expert's matrix times some rows of the activations, gathered and scattered by index.
+struct LinearMxfp4Args {
+  QuantizedMatrix x;                // int8 products; x.q null for float32 products
+  MatrixView<const float> x_float;  // float32 products
+  MxMatrix weight;                  // rows a multiple of 32
+  const bf16* bias;                 // [weight.rows]
+  const std::int32_t* x_rows;       // [num_rows], rows of x
+  const std::int32_t* out_rows;     // [num_rows], rows of out
+  std::int64_t num_rows;
+  MatrixView<float> out;  // [...][weight.rows]
+};
+
+// gate = min(x[2i], limit), up = clamp(x[2i + 1], -limit, limit);
+// out[i] = gate * sigmoid(alpha * gate) * (up + 1). NaN stays NaN.
+struct SwigluArgs {
+  MatrixView<const float> gate_up;  // [rows][2 * cols]
+  float limit;
+  float alpha;
+  MatrixView<float> out;  // [rows][cols]
+};
+
+// Rotates halves of each head in place: (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin).
+struct RopeArgs {
+  MatrixView<float> x;  // [num_tokens][num_heads * 64]
+  std::int64_t num_heads;
+  MatrixView<const float> cos_sin;  // [num_tokens][64]: 32 cosines, then 32 sines
+};
+
+// Writes one layer's keys and values of consecutive positions to their pages.
+struct KvWriteArgs {
+  MatrixView<const float> k;  // [num_tokens][num_kv_heads * 64], rotated
+  MatrixView<const float> v;  // [num_tokens][num_kv_heads * 64]
+  std::int64_t position;      // of token 0
+  std::byte* const* pages;    // page number - first_page -> start of this layer in the page
+  std::int64_t first_page;
+  std::int64_t num_kv_heads;
+  KvDtype dtype;
+};
+
+// Scores q.k / 8; a learned sink joins the softmax's denominator. Query at position i sees key j
+// iff 0 <= i - j, and i - j < window where window > 0.
+struct AttentionArgs {
+  MatrixView<const float> q;      // [num_tokens][num_heads * 64], rotated
+  std::int64_t position;          // of token 0
+  const std::byte* const* pages;  // as in KvWriteArgs
+  std::int64_t first_page;
+  std::int64_t window;  // 0: full causal
+  const bf16* sinks;    // [num_heads]
+  std::int64_t num_heads;
+  std::int64_t num_kv_heads;
+  KvDtype dtype;
+  MatrixView<float> out;  // [num_tokens][num_heads * 64]
+};
+
+// What one piece of kSplitTokens keys contributes to one query head.
+struct AttentionPartial {
+  float max;  // -inf when the piece shows no key
+  float sum;  // of exp(score - max)
+  float out[kHeadDim];
+};
+
+// Top-k by logit, ties to the lower index, softmax over the chosen; NaN logits give NaN weights and
+// valid expert ids.
+struct RouterTopkArgs {
+  MatrixView<const float> logits;  // [num_tokens][num_experts]
+  std::int64_t experts_per_token;
+  std::int32_t* expert_ids;    // [num_tokens][experts_per_token]
+  float* weights;              // [num_tokens][experts_per_token]
+  const std::int32_t* forced;  // [num_tokens][experts_per_token] or null: use these experts
+};
+
+// out += sum over choices of weight * expert output, in order of choice, float32.
+struct MoeCombineArgs {
+  MatrixView<const float> expert_out;  // [num_tokens * experts_per_token][hidden]
+  const float* weights;                // [num_tokens][experts_per_token]
+  std::int64_t experts_per_token;
+  MatrixView<float> out;  // [num_tokens][hidden]
+};
+
+struct KernelTable {
+  Isa isa;
+  // Rows of one packed int8 tile; ranges of rows given to linear_int8 and linear_mxfp4 begin at
+  // multiples of it.
+  std::int64_t row_tile;
+  // Bytes of private scratch a thread hands to kernels that take one, for products over `cols`.
+  std::size_t (*scratch_bytes)(std::int64_t cols);
+
+  void (*embed)(const EmbedArgs&, Range tokens);
+  void (*rms_norm)(const RmsNormArgs&, Range tokens);
+  void (*linear_bf16)(const LinearBf16Args&, Range rows, std::byte* scratch);
+  void (*quantize_int8)(const QuantizeArgs&, Range rows, Range blocks);
+  std::size_t (*packed_int8_bytes)(std::int64_t rows, std::int64_t cols);
+  // Quantises and packs the tiles that cover `rows` of a bf16 matrix.
+  void (*pack_int8)(const MatrixView<const bf16>& weight, Range rows, std::uint8_t* out);
+  void (*linear_int8)(const LinearInt8Args&, Range rows, std::byte* scratch);
+  void (*linear_mxfp4_int8)(const LinearMxfp4Args&, Range rows, std::byte* scratch);
+  void (*linear_mxfp4_float32)(const LinearMxfp4Args&, Range rows, std::byte* scratch);
+  void (*swiglu)(const SwigluArgs&, Range rows, Range cols);
+  void (*rope)(const RopeArgs&, Range tokens);
+  void (*kv_write)(const KvWriteArgs&, Range tokens);
+  // All query heads of one kv head, for some tokens: whole, or one piece of keys and the merge of
+  // all pieces. partials: [tokens.size()][heads per kv head] for one piece; the merge takes
+  // num_splits of them, `split_stride` partials apart, for pieces 0 .. num_splits - 1. The three
+  // give the same bits.
+  void (*attention)(const AttentionArgs&, std::int64_t kv_head, Range tokens, std::byte* scratch);
+  void (*attention_split)(const AttentionArgs&, std::int64_t kv_head, Range tokens,
+                          std::int64_t split, AttentionPartial* partials, std::byte* scratch);
+  void (*attention_merge)(const AttentionArgs&, std::int64_t kv_head, Range tokens,
+                          const AttentionPartial* partials, std::int64_t num_splits,
+                          std::int64_t split_stride);
+  void (*router_topk)(const RouterTopkArgs&, Range tokens);
+  void (*moe_combine)(const MoeCombineArgs&, Range tokens, Range cols);
+};
+
+const KernelTable& scalar_kernels();
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+// Throws DeviceError for an ISA that this build or machine lacks.
+const KernelTable& kernels_for(Isa isa);
+
+}  // namespace gptoss::cpu
