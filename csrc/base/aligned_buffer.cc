@@ -10,7 +10,9 @@ namespace {
 constexpr std::size_t kPageBytes = 4096;
 constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
-std::size_t round_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
+std::size_t round_up(std::size_t value, std::size_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 }  // namespace
 
@@ -22,7 +24,8 @@ AlignedBuffer::AlignedBuffer(std::size_t num_bytes, const char* what) {
     data = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   }
   GPTOSS_REQUIRE(OutOfMemory, data != MAP_FAILED, "[allocate] expected ", num_bytes, " bytes for ",
-                 what, ", the system refused; use a shorter context, fewer sessions or a smaller model");
+                 what,
+                 ", the system refused; use a shorter context, fewer sessions or a smaller model");
 #ifdef MADV_HUGEPAGE
   if (mapped >= 2 * kHugePageBytes) madvise(data, mapped, MADV_HUGEPAGE);  // a hint; may be refused
 #endif

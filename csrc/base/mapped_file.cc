@@ -1,0 +1,98 @@
+#include "base/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace gptoss {
+namespace {
+
+std::int64_t size_of(int descriptor) {
+  struct stat info{};
+  return fstat(descriptor, &info) == 0 ? static_cast<std::int64_t>(info.st_size) : -1;
+}
+
+void read_whole(int descriptor, std::byte* out, std::int64_t num_bytes, const std::string& path) {
+  std::int64_t done = 0;
+  while (done < num_bytes) {
+    const ssize_t count = pread(descriptor, out + done, static_cast<std::size_t>(num_bytes - done),
+                                static_cast<off_t>(done));
+    if (count < 0 && errno == EINTR) continue;
+    GPTOSS_REQUIRE(CheckpointError, count > 0, "[load_checkpoint] expected ", num_bytes,
+                   " bytes in ", path, ", reading stopped at ", done, " (",
+                   count == 0 ? "end of file" : std::strerror(errno), "); download it again");
+    done += count;
+  }
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path, std::int64_t expected_bytes, MapMode mode)
+    : path_(path), num_bytes_(expected_bytes), mode_(mode) {
+  descriptor_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  GPTOSS_REQUIRE(CheckpointError, descriptor_ >= 0, "[load_checkpoint] expected a readable file ",
+                 path, ", got: ", std::strerror(errno), "; check the path and its permissions");
+  const std::int64_t found = size_of(descriptor_);
+  const bool usable = found == expected_bytes && expected_bytes > 0;
+  void* data = MAP_FAILED;
+  if (usable && mode == MapMode::kShared) {
+    data = mmap(nullptr, static_cast<std::size_t>(expected_bytes), PROT_READ, MAP_SHARED,
+                descriptor_, 0);
+  } else if (usable) {
+    data = mmap(nullptr, static_cast<std::size_t>(expected_bytes), PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  }
+  if (data == MAP_FAILED) {  // the destructor does not run for a constructor that throws
+    const int reason = errno;
+    close(descriptor_);
+    GPTOSS_REQUIRE(CheckpointError, usable, "[load_checkpoint] expected ", expected_bytes,
+                   " bytes in ", path, ", found ", found, "; it changed while being opened");
+    throw OutOfMemory(cat("[load_checkpoint] expected to map ", expected_bytes, " bytes of ", path,
+                          ", the system refused: ", std::strerror(reason)));
+  }
+  data_ = static_cast<const std::byte*>(data);
+  if (mode == MapMode::kCopy) {
+    try {
+      read_whole(descriptor_, static_cast<std::byte*>(data), expected_bytes, path);
+    } catch (...) {
+      munmap(data, static_cast<std::size_t>(expected_bytes));
+      close(descriptor_);
+      throw;
+    }
+  }
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) {
+    munmap(const_cast<std::byte*>(data_), static_cast<std::size_t>(num_bytes_));
+  }
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+void MappedFile::lock() {
+  if (mlock(data_, static_cast<std::size_t>(num_bytes_)) == 0) return;
+  const int reason = errno;
+  struct rlimit limit{};
+  getrlimit(RLIMIT_MEMLOCK, &limit);
+  throw OutOfMemory(cat("[load_checkpoint] expected to lock ", num_bytes_, " bytes of ", path_,
+                        " in memory, the system refused (", std::strerror(reason),
+                        "; this process may lock ", limit.rlim_cur,
+                        " bytes); raise the limit with `ulimit -l` or load with lock=False"));
+}
+
+void MappedFile::check_not_shrunk() const {
+  if (mode_ == MapMode::kCopy || descriptor_ < 0) return;
+  const std::int64_t found = size_of(descriptor_);
+  GPTOSS_REQUIRE(CheckpointError, found >= num_bytes_, "[forward] expected ", num_bytes_,
+                 " bytes in ", path_, " as when it was opened, found ", found,
+                 "; restore the file, or load with copy=True to be independent of it");
+}
+
+}  // namespace gptoss
