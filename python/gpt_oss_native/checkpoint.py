@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-from .config import MX_BLOCK, ModelConfig, load_config
+from .checkpoint_tensors import Layout, check_tensors, expected_tensors
+from .config import ModelConfig, load_config
 from .errors import CheckpointError, InvalidArgument
 from .safetensors_reader import TensorRecord, read_header
 from .strict_json import read_json_object, shorten
@@ -31,18 +32,13 @@ __all__ = [
     "open_checkpoint",
 ]
 
-Layout = Literal["huggingface", "original"]
-
 MAX_INDEX_BYTES = 64_000_000
-MX_BLOCK_BYTES = MX_BLOCK // 2
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _INCOMPLETE = "INCOMPLETE"  # as synthesize.py marks a directory that it has not finished
 _SHARD = re.compile(r"(?P<stem>.*-)(?P<number>[0-9]{1,9})-of-(?P<total>[0-9]{1,9})\.safetensors")
-_LAYER = re.compile(r"(?:model\.layers|block)\.([0-9]{1,9})\.(?:self_attn\.|mlp\.)?(.+)", re.DOTALL)
 _QUESTION = "is this a gpt-oss checkpoint?"
-_DTYPE_WORDS = {"BF16": "bf16", "U8": "u8"}
 
 _log = logging.getLogger(__name__)
 
@@ -274,130 +270,6 @@ def _layout_of(tensors: Mapping[str, TensorRecord], root: Path) -> Layout:
         return "original"
     some = shorten(sorted(tensors)[:3]) if tensors else "no tensors"
     _fail(root, f"expected tensors such as model.embed_tokens.weight, found {some}; {_QUESTION}")
-
-
-# --- what must be there --------------------------------------------------------------------------
-
-
-def expected_tensors(
-    config: ModelConfig, layout: Layout
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype ("BF16" or "U8") and shape of every tensor that `config` calls for."""
-    hidden, experts = config.hidden_size, config.num_experts
-    original = layout == "original"
-    table = (config.vocab_size, hidden)
-    yield ("embedding.weight" if original else "model.embed_tokens.weight"), "BF16", table
-    for layer in range(config.num_layers):
-        prefix = f"block.{layer}." if original else f"model.layers.{layer}."
-        norms = ("attn.norm.scale", "mlp.norm.scale")
-        if not original:
-            norms = ("input_layernorm.weight", "post_attention_layernorm.weight")
-        attention = "attn." if original else "self_attn."
-        router = "mlp.gate." if original else "mlp.router."
-        yield prefix + norms[0], "BF16", (hidden,)
-        for name, rows, columns in _projections(config, layout):
-            yield f"{prefix}{attention}{name}.weight", "BF16", (rows, columns)
-            yield f"{prefix}{attention}{name}.bias", "BF16", (rows,)
-        yield f"{prefix}{attention}sinks", "BF16", (config.num_heads,)
-        yield prefix + norms[1], "BF16", (hidden,)
-        yield f"{prefix}{router}weight", "BF16", (experts, hidden)
-        yield f"{prefix}{router}bias", "BF16", (experts,)
-        for name, rows, columns in (
-            (
-                ("mlp1", "mlp2")[0] if original else "gate_up_proj",
-                2 * config.intermediate_size,
-                hidden,
-            ),
-            ("mlp2" if original else "down_proj", hidden, config.intermediate_size),
-        ):
-            base = f"{prefix}mlp.{name}_weight." if original else f"{prefix}mlp.experts.{name}_"
-            bias = f"{prefix}mlp.{name}_bias" if original else f"{base}bias"
-            blocks = columns // MX_BLOCK
-            yield base + "blocks", "U8", (experts, rows, blocks, MX_BLOCK_BYTES)
-            yield base + "scales", "U8", (experts, rows, blocks)
-            yield bias, "BF16", (experts, rows)
-    yield ("norm.scale" if original else "model.norm.weight"), "BF16", (hidden,)
-    yield ("unembedding.weight" if original else "lm_head.weight"), "BF16", table
-
-
-def _projections(config: ModelConfig, layout: Layout) -> tuple[tuple[str, int, int], ...]:
-    """Name, rows and columns of the attention matrices."""
-    hidden, query, kv = config.hidden_size, config.query_size, config.kv_size
-    if layout == "original":
-        return ("qkv", query + 2 * kv, hidden), ("out", hidden, query)
-    return (
-        ("q_proj", query, hidden),
-        ("k_proj", kv, hidden),
-        ("v_proj", kv, hidden),
-        ("o_proj", hidden, query),
-    )
-
-
-def check_tensors(
-    config: ModelConfig,
-    layout: Layout,
-    tensors: Mapping[str, TensorRecord],
-    *,
-    files: tuple[Path, ...] = (),
-) -> None:
-    """Checks that `tensors` are those that `config` calls for; `files` names them in errors.
-
-    Raises CheckpointError at a missing tensor, a wrong dtype or shape, or a layer that `config`
-    does not have. Other tensors that nothing asks for are logged and never read.
-    """
-    wanted = set()
-    for name, dtype, shape in expected_tensors(config, layout):
-        wanted.add(name)
-        record = tensors.get(name)
-        if record is None or (record.dtype, record.shape) != (dtype, shape):
-            _refuse(name, dtype, shape, record, tensors, files)
-    extra = [name for name in tensors if name not in wanted]
-    for name in extra:
-        match = _LAYER.fullmatch(name)
-        if match and int(match[1]) >= config.num_layers:
-            raise CheckpointError(
-                f"[load_checkpoint] {_spoken(name)}: config.json has {config.num_layers} layers, "
-                f"found a tensor of layer {int(match[1])}; do config and tensors belong together?"
-            )
-    if extra:
-        _log.warning("%d tensors have no use here, such as %s", len(extra), shorten(extra[0]))
-
-
-def _refuse(
-    name: str,
-    dtype: str,
-    shape: tuple[int, ...],
-    record: TensorRecord | None,
-    tensors: Mapping[str, TensorRecord],
-    files: tuple[Path, ...],
-) -> NoReturn:
-    expected = _dims(shape) + " " + _DTYPE_WORDS[dtype]
-    advice = _QUESTION
-    if record is None:
-        found = "no such tensor"
-        unquantised = re.sub(r"(_blocks|_scales|\.blocks|\.scales)$", "", name)
-        if unquantised != name and unquantised in tensors:
-            found = f"unquantised {tensors[unquantised].dtype.lower()} experts"
-            advice = "only checkpoints with MXFP4 experts are read"
-    else:
-        found = _dims(record.shape)
-        if record.dtype != dtype:
-            found += " " + record.dtype.lower()
-        if files:
-            advice += f" ({files[record.file].name})"
-    raise CheckpointError(
-        f"[load_checkpoint] {_spoken(name)}: expected {expected}, found {found}; {advice}"
-    )
-
-
-def _spoken(name: str) -> str:
-    """``model.layers.3.self_attn.k_proj.weight`` as "layer 3 k_proj.weight"."""
-    match = _LAYER.fullmatch(name)
-    return f"layer {int(match[1])} {match[2][:80]}" if match else name[:80]
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return "".join(f"[{size}]" for size in shape) or "a scalar"
 
 
 def _fail(path: object, message: str) -> NoReturn:

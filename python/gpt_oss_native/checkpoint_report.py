@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from .checkpoint import Checkpoint, Layout, expected_tensors
+from .checkpoint import Checkpoint
+from .checkpoint_tensors import Layout, expected_tensors
 from .config import MX_BLOCK, ModelConfig
 
 BF16_BYTES = 2
