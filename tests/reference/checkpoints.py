@@ -8,7 +8,6 @@ biases that matter, MXFP4 codes of all sixteen kinds and scale bytes at both end
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,15 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_oss_native.safetensors_writer import TensorSpec, write_safetensors
-from gpt_oss_native.synthesize import Shape, hugging_face_config, hugging_face_tensors
+from gpt_oss_native.synthesize import (
+    Shape,
+    hugging_face_config,
+    hugging_face_tensors,
+    scale_centre,
+    weight_distribution,
+)
 
 from . import mxfp4, ops
 from .ops import F64
 
 Stored = npt.NDArray[np.uint16] | npt.NDArray[np.uint8]  # bfloat16 bits, or bytes
-
-GATE_UP_STD = 3.0  # of the first expert product: about 1 in 50 gates and ups exceeds the clamp at 7
-DOWN_GAIN = 0.25
 
 TINY = Shape(
     num_hidden_layers=2,
@@ -152,39 +154,14 @@ def random_checkpoint(seed: int, shape: Shape = TINY, *, edge_scales: bool = Tru
         if spec.name.endswith("_blocks"):
             tensors[spec.name] = rng.integers(0, 256, spec.shape, dtype=np.uint8)
         elif spec.name.endswith("_scales"):
-            tensors[spec.name] = _random_scales(rng, spec, shape)
+            centre = scale_centre(spec)
+            tensors[spec.name] = rng.integers(centre - 2, centre + 2, spec.shape, dtype=np.uint8)
         else:
-            tensors[spec.name] = ops.bf16_bits(_random_values(rng, spec))
+            mean, std = weight_distribution(spec)
+            tensors[spec.name] = ops.bf16_bits(mean + std * rng.standard_normal(spec.shape))
     if edge_scales:
         _put_edge_scales(np.random.default_rng([seed, 1 << 20]), tensors)
     return Checkpoint(shape, seed, tensors)
-
-
-def _random_values(rng: np.random.Generator, spec: TensorSpec) -> F64:
-    x = rng.standard_normal(spec.shape)
-    fan_in = math.sqrt(spec.shape[-1])
-    if spec.name.endswith("norm.weight") or spec.name.endswith("layernorm.weight"):
-        return 1.0 + 0.2 * x
-    if spec.name.endswith("sinks"):
-        return 1.0 + 1.5 * x
-    if spec.name.endswith("bias"):
-        return 0.3 * x
-    if spec.name == "model.embed_tokens.weight":
-        return x
-    if spec.name.endswith(("q_proj.weight", "k_proj.weight")):
-        return 1.3 * x / fan_in  # scores of about 3: attention neither uniform nor one-hot
-    if spec.name.endswith(("router.weight", "lm_head.weight")):
-        return 2.0 * x / fan_in
-    return x / fan_in
-
-
-def _random_scales(rng: np.random.Generator, spec: TensorSpec, shape: Shape) -> Stored:
-    """Scale bytes of three neighbouring values around the wanted size of weight."""
-    gate_up = "gate_up" in spec.name
-    fan_in = shape.hidden_size if gate_up else shape.intermediate_size
-    wanted = (GATE_UP_STD if gate_up else DOWN_GAIN) / math.sqrt(fan_in)
-    centre = mxfp4.SCALE_BIAS + round(math.log2(wanted / (1.3 * mxfp4.E2M1_RMS)))
-    return rng.integers(centre - 1, centre + 2, spec.shape).astype(np.uint8)
 
 
 def _put_edge_scales(rng: np.random.Generator, tensors: dict[str, Stored]) -> None:
