@@ -4,6 +4,13 @@
 
 namespace gptoss {
 
+void MoePlan::reserve(std::int64_t num_slots, std::int64_t num_experts) {
+  offsets.reserve(static_cast<std::size_t>(num_experts) + 1);
+  slots.reserve(static_cast<std::size_t>(num_slots));
+  tokens.reserve(static_cast<std::size_t>(num_slots));
+  active.reserve(static_cast<std::size_t>(num_experts));
+}
+
 void MoePlan::build(const std::int32_t* expert_ids, std::int64_t num_tokens,
                     std::int64_t experts_per_token, std::int64_t num_experts) {
   const std::int64_t num_slots = num_tokens * experts_per_token;

@@ -12,6 +12,8 @@ struct MoePlan {
   std::vector<std::int32_t> tokens;   // slot / experts_per_token
   std::vector<std::int32_t> active;   // experts with at least one token, most tokens first
 
+  // So that build() does not allocate up to these sizes.
+  void reserve(std::int64_t num_slots, std::int64_t num_experts);
   // expert_ids: [num_tokens][experts_per_token], each in [0, num_experts).
   void build(const std::int32_t* expert_ids, std::int64_t num_tokens,
              std::int64_t experts_per_token, std::int64_t num_experts);

@@ -1,0 +1,131 @@
+// The attention half of a layer on the CPU.
+#include <algorithm>
+
+#include "cpu/cpu_backend.h"
+
+namespace gptoss::cpu {
+namespace {
+
+Range intersect(Range a, Range b) {
+  return {std::max(a.begin, b.begin), std::max(std::max(a.begin, b.begin), std::min(a.end, b.end))};
+}
+
+}  // namespace
+
+// residual += out(attention(rope(qkv(norm(residual)))))
+void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& step) {
+  const LayerWeights& w = weights_.layers[layer];
+  const DenseLayer& dense = dense_.layers[layer];
+  Worker& worker = step.worker;
+
+  step.zone.next("rms_norm");
+  const Activations x = normalised(w.attn_norm, int8_dense_, step);
+
+  step.zone.next("qkv");
+  const std::int64_t q_rows = dense.q.rows();
+  const std::int64_t k_rows = dense.k.rows();
+  for_rows(worker, counter(layer, kQkv), step.redundant(), q_rows + 2 * k_rows, [&](Range rows) {
+    const auto part = [&](const DenseMatrix& matrix, std::int64_t first, MatrixView<float> out) {
+      const Range own = intersect(rows, {first, first + matrix.rows()});
+      linear(kernels_, matrix, x, Epilogue::kStore, out, {own.begin - first, own.end - first},
+             step.space.kernel_scratch.as<std::byte>());
+    };
+    part(dense.q, 0, space_.q);
+    part(dense.k, q_rows, space_.k);
+    part(dense.v, q_rows + k_rows, space_.v);
+  });
+  worker.barrier();
+
+  step.zone.next("rope");
+  const Range mine = worker.share(step.num_tokens);
+  const auto cos_sin = ActivationBuffer::as_const(space_.cos_sin);
+  kernels_.rope({space_.q, config_.num_heads, cos_sin}, mine);
+  kernels_.rope({space_.k, config_.num_kv_heads, cos_sin}, mine);
+  for (std::size_t s = 0; s < batch.segments.size(); ++s) {
+    const std::int64_t first = attention_plan_.first_token[s];
+    const Segment& segment = batch.segments[s];
+    const Range own = intersect(mine, {first, first + segment.num_tokens()});
+    if (own.size() == 0) continue;
+    const auto rows_of = [&](MatrixView<float> view) {
+      return MatrixView<const float>{view.row(first), segment.num_tokens(), view.cols, view.stride};
+    };
+    kernels_.kv_write({rows_of(space_.k), rows_of(space_.v), segment.position,
+                       attention_plan_.layer_pages(static_cast<std::int64_t>(layer),
+                                                   static_cast<std::int64_t>(s)),
+                       segment.first_page[static_cast<int>(plan_.layer_group[layer])],
+                       config_.num_kv_heads, plan_.dtype},
+                      {own.begin - first, own.end - first});
+  }
+  worker.barrier();
+
+  step.zone.next("attention");
+  attention(batch, layer, step);
+  worker.barrier();
+
+  step.zone.next("attention_out");
+  if (int8_dense_) {
+    // Quantising a row again is cheap; one barrier would cost more while tokens are few.
+    if (!step.redundant()) {
+      quantise(space_.attention, worker.share(step.num_tokens));
+      worker.barrier();
+    } else {
+      if (worker.index() == 0) quantise(space_.attention, step.tokens());
+      worker.barrier();
+    }
+  }
+  for_rows(worker, counter(layer, kOut), step.redundant(), config_.hidden_size, [&](Range rows) {
+    linear(kernels_, dense.out, space_.attention.activations(), Epilogue::kAdd, space_.residual,
+           rows, step.space.kernel_scratch.as<std::byte>());
+  });
+  worker.barrier();
+}
+
+void CpuBackend::attention(const Batch& batch, std::size_t layer, Step& step) {
+  const KvGroup group = plan_.layer_group[layer];
+  const auto args_of = [&](const AttentionTask& task) {
+    const std::size_t s = static_cast<std::size_t>(task.segment);
+    const Segment& segment = batch.segments[s];
+    const std::int64_t first = attention_plan_.first_token[s];
+    const std::int64_t count = segment.num_tokens();
+    return AttentionArgs{
+        .q = {space_.q.row(first), count, space_.q.cols, space_.q.stride},
+        .position = segment.position,
+        .pages = attention_plan_.layer_pages(static_cast<std::int64_t>(layer), task.segment),
+        .first_page = segment.first_page[static_cast<int>(group)],
+        .window = group == KvGroup::kWindow ? plan_.window : 0,
+        .sinks = weights_.layers[layer].sinks,
+        .num_heads = config_.num_heads,
+        .num_kv_heads = config_.num_kv_heads,
+        .dtype = plan_.dtype,
+        .out = {space_.attention.values().row(first), count, space_.attention.values().cols,
+                space_.attention.values().stride}};
+  };
+  const auto for_tasks = [&](Phase phase, const std::vector<AttentionTask>& tasks, auto&& body) {
+    const std::int64_t count = static_cast<std::int64_t>(tasks.size());
+    for (;;) {
+      const Range taken = counter(layer, phase).take(count, 1);
+      if (taken.size() == 0) return;
+      body(tasks[static_cast<std::size_t>(taken.begin)]);
+    }
+  };
+  std::byte* scratch = step.space.kernel_scratch.as<std::byte>();
+  AttentionPartial* partials = attention_plan_.partials.data();
+  for_tasks(kAttention, attention_plan_.tasks[static_cast<int>(group)], [&](const auto& task) {
+    if (task.split == kWhole) {
+      kernels_.attention(args_of(task), task.kv_head, task.tokens, scratch);
+    } else {
+      kernels_.attention_split(args_of(task), task.kv_head, task.tokens, task.split,
+                               partials + task.partial, scratch);
+    }
+  });
+  const auto& merges = attention_plan_.merges[static_cast<int>(group)];
+  if (merges.empty()) return;
+  step.worker.barrier();
+  const std::int64_t heads = config_.heads_per_kv_head();
+  for_tasks(kMerge, merges, [&](const auto& task) {
+    kernels_.attention_merge(args_of(task), task.kv_head, task.tokens, partials + task.partial,
+                             task.num_splits, heads * task.tokens.size());
+  });
+}
+
+}  // namespace gptoss::cpu

@@ -1,0 +1,102 @@
+// The walk through the layers on the CPU; reads side by side with cuda/backend.cc.
+#include <algorithm>
+
+#include "cpu/cpu_backend.h"
+
+namespace gptoss::cpu {
+
+void CpuBackend::forward(const Batch& batch) {
+  prepare(batch);
+  pool_.run([&](Worker& worker) { run_layers(batch, worker); });
+}
+
+void CpuBackend::prepare(const Batch& batch) {
+  const std::int64_t num_tokens = batch.num_tokens();
+  space_.ensure(config_, kernels_, pool_.num_threads(), num_tokens, batch.num_logit_rows());
+  attention_plan_.build(batch, plan_, storage_, config_.num_heads, pool_.num_threads());
+  for (WorkCounter& counter : counters_) counter.reset();
+  logit_rows_.clear();
+  std::int64_t row = 0;
+  for (const Segment& segment : batch.segments) {
+    const std::int64_t end = row + segment.num_tokens();
+    std::ranges::copy(segment.tokens, space_.tokens.begin() + row);
+    for (std::int64_t i = end - segment.num_logit_rows(); i < end; ++i) logit_rows_.push_back(i);
+    for (std::int64_t i = row; i < end; ++i) {
+      float* cos_sin = space_.cos_sin.row(i);
+      yarn_.angles(segment.position + i - row, cos_sin, cos_sin + kHeadDim / 2);
+    }
+    row = end;
+  }
+}
+
+void CpuBackend::run_layers(const Batch& batch, Worker& worker) {
+  Zone zone(worker.index() == 0 ? &trace_ : nullptr, "embed");
+  Step step{worker, space_.threads[static_cast<std::size_t>(worker.index())], space_.residual.rows,
+            zone};
+  kernels_.embed({space_.tokens.data(), weights_.embedding, space_.residual},
+                 worker.share(step.num_tokens));
+  worker.barrier();
+  for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
+    attention_block(batch, layer, step);
+    moe_block(batch, layer, step);
+  }
+  logits(batch, step);
+}
+
+// RMSNorm of the residual rows: each thread for itself, or shared and a barrier.
+Activations CpuBackend::normalised(const bf16* scale, bool quantise_too, Step& step) {
+  const ActivationBuffer& buffer = step.redundant() ? step.space.norm : space_.norm;
+  const Range mine = step.redundant() ? step.tokens() : step.worker.share(step.num_tokens);
+  kernels_.rms_norm(
+      {ActivationBuffer::as_const(space_.residual), scale, config_.rms_norm_eps, buffer.values()},
+      mine);
+  if (quantise_too) quantise(buffer, mine);
+  if (!step.redundant()) step.worker.barrier();
+  return buffer.activations();
+}
+
+void CpuBackend::quantise(const ActivationBuffer& buffer, Range rows) const {
+  kernels_.quantize_int8({buffer.activations().values, buffer.quantized()}, rows,
+                         {0, buffer.values().cols / kMxBlock});
+}
+
+void CpuBackend::logits(const Batch& batch, Step& step) {
+  if (logit_rows_.empty()) return;
+  Worker& worker = step.worker;
+  step.zone.next("final_norm");
+  const std::int64_t num_rows = static_cast<std::int64_t>(logit_rows_.size());
+  const ActivationBuffer& norm = space_.final_norm;
+  const Range mine = worker.share(num_rows);
+  for (std::int64_t i = mine.begin; i < mine.end; ++i) {
+    const float* row = space_.residual.row(logit_rows_[static_cast<std::size_t>(i)]);
+    kernels_.rms_norm({matrix(row, 1, config_.hidden_size), weights_.final_norm,
+                       config_.rms_norm_eps, matrix(norm.values().row(i), 1, config_.hidden_size)},
+                      {0, 1});
+  }
+  if (int8_dense_) quantise(norm, mine);
+  worker.barrier();
+
+  step.zone.next("unembedding");
+  const MatrixView<float> out = matrix(batch.logits, num_rows, config_.vocab_size);
+  for_rows(worker, counters_.back(), num_rows <= kRedundantTokens, config_.vocab_size,
+           [&](Range rows) {
+             linear(kernels_, dense_.unembedding, norm.activations(), Epilogue::kStore, out, rows,
+                    step.space.kernel_scratch.as<std::byte>());
+           });
+}
+
+}  // namespace gptoss::cpu
+
+namespace gptoss {
+
+std::unique_ptr<Backend> make_cpu_backend(const ModelConfig& config,
+                                          const MappedCheckpoint& checkpoint,
+                                          const BackendOptions& options) {
+  GPTOSS_REQUIRE(InvalidArgument,
+                 options.precision == Precision::kDefault || options.dense == DenseFormat::kBf16,
+                 "[load_model] expected dense='bf16' with precision='float32', got dense='int8'; "
+                 "int8 matrices are not float32");
+  return std::make_unique<cpu::CpuBackend>(config, checkpoint, options);
+}
+
+}  // namespace gptoss

@@ -1,0 +1,136 @@
+// The CPU backend: one parallel region a step, in which every thread walks the layers and the
+// phases of a layer are separated by barriers. backend.cc has the walk, attention_block.cc and
+// moe_block.cc the two halves of a layer.
+#pragma once
+
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "cpu/attention_plan.h"
+#include "cpu/dense_weights.h"
+#include "cpu/kernel_table.h"
+#include "cpu/kv_storage.h"
+#include "cpu/workspace.h"
+#include "model/yarn.h"
+
+namespace gptoss::cpu {
+
+constexpr std::int64_t kMaxBatchTokens = 512;
+// Rows a thread takes at a time where tokens are many and threads may be disturbed.
+constexpr std::int64_t kRowGrain = 64;
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const ModelConfig& config, const MappedCheckpoint& checkpoint,
+             const BackendOptions& options)
+      : config_(config),
+        weights_(checkpoint.weights),
+        float32_(options.precision == Precision::kFloat32),
+        kernels_(kernels_for(options.isa.value_or(default_isa()))),
+        pool_(options.num_threads > 0 ? options.num_threads : default_num_threads()),
+        plan_(config, float32_ ? KvDtype::kFloat32 : KvDtype::kBf16),
+        storage_(plan_),
+        yarn_(config),
+        dense_(weights_, options.dense == DenseFormat::kInt8, kernels_, pool_),
+        int8_dense_(options.dense == DenseFormat::kInt8),
+        counters_(static_cast<std::size_t>(config.num_layers) * kNumCounters + 1) {}
+
+  std::string describe() const override {
+    return cat("cpu ", isa_name(kernels_.isa), ", ", pool_.num_threads(),
+               pool_.num_threads() == 1 ? " thread" : " threads");
+  }
+  const KvPlan& kv_plan() const override { return plan_; }
+  int num_threads() const override { return pool_.num_threads(); }
+  std::int64_t max_batch_tokens() const override { return kMaxBatchTokens; }
+
+  PageId allocate_page(KvGroup group) override { return storage_.allocate(group); }
+  void free_page(KvGroup group, PageId page) noexcept override { storage_.free(group, page); }
+  void copy_page(KvGroup group, PageId from, PageId to) override {
+    std::ranges::copy(storage_.page(group, from), storage_.page(group, to).begin());
+  }
+  void read_page(KvGroup group, PageId page, std::span<std::byte> out) override {
+    std::ranges::copy(storage_.page(group, page), out.begin());
+  }
+  void write_page(KvGroup group, PageId page, std::span<const std::byte> in) override {
+    std::ranges::copy(in, storage_.page(group, page).begin());
+  }
+
+  void forward(const Batch& batch) override;
+
+  BackendMemory memory() const override {
+    return {dense_.packed.num_bytes(), storage_.num_bytes(), space_.num_bytes()};
+  }
+  Trace& trace() override { return trace_; }
+
+ private:
+  // One counter a layer for each phase whose work is shared unevenly.
+  enum Phase { kQkv, kAttention, kMerge, kOut, kGateUp, kDown, kNumCounters };
+  WorkCounter& counter(std::size_t layer, Phase phase) {
+    return counters_[layer * kNumCounters + phase];
+  }
+
+  struct Step;  // one thread's view of a step
+
+  void prepare(const Batch& batch);
+  void run_layers(const Batch& batch, Worker& worker);
+  void attention_block(const Batch& batch, std::size_t layer, Step& step);
+  void attention(const Batch& batch, std::size_t layer, Step& step);
+  void moe_block(const Batch& batch, std::size_t layer, Step& step);
+  void gate_up(std::size_t layer, const Activations& x, const Routing& routing, Step& step);
+  void gate_up_unit(const LayerWeights& w, const Activations& x, const MoePlan& plan,
+                    std::int32_t expert, Range rows, ThreadSpace& space);
+  void down(std::size_t layer, const Routing& routing, Step& step);
+  void down_unit(const LayerWeights& w, const MoePlan& plan, std::int32_t expert, Range rows,
+                 ThreadSpace& space);
+  void logits(const Batch& batch, Step& step);
+  const Routing& route(const Batch& batch, std::size_t layer, Step& step);
+  Activations normalised(const bf16* scale, bool quantise, Step& step);
+  void quantise(const ActivationBuffer& buffer, Range rows) const;
+
+  const ModelConfig& config_;
+  const Weights& weights_;
+  const bool float32_;
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+  KvPlan plan_;
+  KvStorage storage_;
+  Yarn yarn_;
+  DenseWeights dense_;
+  const bool int8_dense_;
+  Workspace space_;
+  AttentionPlan attention_plan_;
+  std::vector<std::int64_t> logit_rows_;  // rows of the batch whose logits are wanted
+  std::vector<WorkCounter> counters_;
+  Trace trace_;
+};
+
+struct CpuBackend::Step {
+  Worker& worker;
+  ThreadSpace& space;
+  std::int64_t num_tokens;
+  Zone& zone;
+
+  bool redundant() const { return num_tokens <= kRedundantTokens; }
+  Range tokens() const { return {0, num_tokens}; }
+};
+
+// Takes rows of a product: an equal share where tokens are few and every thread streams its part of
+// the weights once, pieces from a counter otherwise.
+template <typename Body>
+void for_rows(Worker& worker, WorkCounter& counter, bool few_tokens, std::int64_t num_rows,
+              Body&& body) {
+  if (few_tokens) {
+    const Range rows = worker.share(num_rows, kRowGrain);
+    if (rows.size() > 0) body(rows);
+    return;
+  }
+  for (;;) {
+    const Range rows = counter.take(num_rows, kRowGrain);
+    if (rows.size() == 0) return;
+    body(rows);
+  }
+}
+
+}  // namespace gptoss::cpu

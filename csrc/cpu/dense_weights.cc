@@ -1,0 +1,73 @@
+#include "cpu/dense_weights.h"
+
+namespace gptoss::cpu {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+constexpr std::int64_t kPackGrain = 64;  // rows a thread packs at a time
+
+struct Placement {
+  DenseMatrix* matrix;
+  std::size_t offset;
+};
+
+}  // namespace
+
+DenseWeights::DenseWeights(const Weights& weights, bool int8, const KernelTable& kernels,
+                           ThreadPool& pool) {
+  for (const LayerWeights& w : weights.layers) {
+    DenseLayer layer;
+    layer.q = {.bf16_weight = w.q_weight, .bias = w.q_bias};
+    layer.k = {.bf16_weight = w.k_weight, .bias = w.k_bias};
+    layer.v = {.bf16_weight = w.v_weight, .bias = w.v_bias};
+    layer.out = {.bf16_weight = w.out_weight, .bias = w.out_bias};
+    layer.router = {.bf16_weight = w.router_weight, .bias = w.router_bias};
+    layers.push_back(layer);
+  }
+  unembedding = {.bf16_weight = weights.unembedding};
+  if (!int8) return;
+
+  std::vector<Placement> placements;
+  std::size_t total = 0;
+  const auto place = [&](DenseMatrix& matrix) {
+    placements.push_back({&matrix, total});
+    const std::size_t bytes = kernels.packed_int8_bytes(matrix.rows(), matrix.bf16_weight.cols);
+    total += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  };
+  for (DenseLayer& layer : layers) {
+    for (DenseMatrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.out}) place(*matrix);
+  }
+  place(unembedding);
+  packed = AlignedBuffer(total, "int8 dense weights");
+
+  std::vector<WorkCounter> counters(placements.size());
+  pool.run([&](Worker&) {
+    for (std::size_t i = 0; i < placements.size(); ++i) {
+      const DenseMatrix& matrix = *placements[i].matrix;
+      for (;;) {
+        const Range rows = counters[i].take(matrix.rows(), kPackGrain);
+        if (rows.size() == 0) break;
+        kernels.pack_int8(matrix.bf16_weight, rows,
+                          packed.as<std::uint8_t>() + placements[i].offset);
+      }
+    }
+  });
+  for (const Placement& placement : placements) {
+    DenseMatrix& matrix = *placement.matrix;
+    matrix.int8_weight = {packed.as<std::uint8_t>() + placement.offset, matrix.rows(),
+                          matrix.bf16_weight.cols};
+  }
+}
+
+void linear(const KernelTable& kernels, const DenseMatrix& weight, const Activations& x,
+            Epilogue epilogue, MatrixView<float> out, Range rows, std::byte* scratch) {
+  if (rows.size() == 0) return;
+  if (weight.is_int8()) {
+    kernels.linear_int8({x.quantized, weight.int8_weight, weight.bias, epilogue, out}, rows,
+                        scratch);
+  } else {
+    kernels.linear_bf16({x.values, weight.bf16_weight, weight.bias, epilogue, out}, rows, scratch);
+  }
+}
+
+}  // namespace gptoss::cpu

@@ -1,0 +1,45 @@
+// The dense matrices as the CPU reads them: bf16 in the mapped file, or repacked at load to int8
+// with a scale every 32 values. The router stays bf16: it is small, and it decides.
+#pragma once
+
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "base/thread_pool.h"
+#include "cpu/kernel_table.h"
+#include "model/weights.h"
+
+namespace gptoss::cpu {
+
+struct DenseMatrix {
+  MatrixView<const bf16> bf16_weight;  // [rows][cols], always there
+  PackedInt8 int8_weight{};            // data null: use bf16_weight
+  const bf16* bias = nullptr;          // [rows] or null
+
+  std::int64_t rows() const { return bf16_weight.rows; }
+  bool is_int8() const { return int8_weight.data != nullptr; }
+};
+
+// What a product reads: float32 rows, and the same rows quantised where a kernel wants that.
+struct Activations {
+  MatrixView<const float> values;
+  QuantizedMatrix quantized{};
+};
+
+struct DenseLayer {
+  DenseMatrix q, k, v, out, router;
+};
+
+struct DenseWeights {
+  std::vector<DenseLayer> layers;
+  DenseMatrix unembedding;
+  AlignedBuffer packed;  // memory of all int8 matrices
+
+  DenseWeights(const Weights& weights, bool int8, const KernelTable& kernels, ThreadPool& pool);
+};
+
+// Rows `rows` of out = x * weight^T + bias, or the sum onto out.
+void linear(const KernelTable& kernels, const DenseMatrix& weight, const Activations& x,
+            Epilogue epilogue, MatrixView<float> out, Range rows, std::byte* scratch);
+
+}  // namespace gptoss::cpu

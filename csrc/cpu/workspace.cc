@@ -1,0 +1,84 @@
+#include "cpu/workspace.h"
+
+#include <algorithm>
+
+namespace gptoss::cpu {
+namespace {
+
+constexpr std::int64_t kAlignFloats = 16;
+
+std::int64_t padded(std::int64_t count) {
+  return (count + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+}
+
+}  // namespace
+
+void ActivationBuffer::ensure(std::int64_t rows, std::int64_t cols) {
+  const std::int64_t floats = padded(rows * cols);
+  const std::int64_t blocks = padded(rows * (cols / kMxBlock));
+  memory_.ensure(static_cast<std::size_t>(floats * 5 + blocks * 8), "activations");
+  float* values = memory_.as<float>();
+  float* scales = values + floats;
+  std::int32_t* sums = reinterpret_cast<std::int32_t*>(scales + blocks);
+  values_ = matrix(values, rows, cols);
+  quantized_ = {reinterpret_cast<std::int8_t*>(sums + blocks), scales, sums, rows, cols};
+}
+
+void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, int num_threads,
+                       std::int64_t num_tokens, std::int64_t num_logit_rows) {
+  tokens.resize(static_cast<std::size_t>(num_tokens));
+  const std::int64_t num_slots = num_tokens * c.experts_per_token;
+  struct Part {
+    MatrixView<float>* view;
+    std::int64_t rows;
+    std::int64_t cols;
+  };
+  const Part parts[] = {
+      {&residual, num_tokens, c.hidden_size},  {&q, num_tokens, c.q_size()},
+      {&k, num_tokens, c.kv_size()},           {&v, num_tokens, c.kv_size()},
+      {&cos_sin, num_tokens, c.head_dim},      {&router_logits, num_tokens, c.num_experts},
+      {&expert_out, num_slots, c.hidden_size},
+  };
+  std::int64_t total = 0;
+  for (const Part& part : parts) total += padded(part.rows * part.cols);
+  floats.ensure(static_cast<std::size_t>(total) * sizeof(float), "the workspace of a step");
+  float* next = floats.as<float>();
+  for (const Part& part : parts) {
+    *part.view = matrix(next, part.rows, part.cols);
+    next += padded(part.rows * part.cols);
+  }
+  for (std::int64_t i = static_cast<std::int64_t>(row_numbers.size()); i < num_tokens; ++i) {
+    row_numbers.push_back(static_cast<std::int32_t>(i));
+  }
+  norm.ensure(num_tokens, c.hidden_size);
+  attention.ensure(num_tokens, c.q_size());
+  swiglu.ensure(num_slots, c.intermediate_size);
+  final_norm.ensure(num_logit_rows, c.hidden_size);
+
+  const auto size_routing = [&](Routing& r, std::int64_t count) {
+    r.expert_ids.resize(static_cast<std::size_t>(count * c.experts_per_token));
+    r.weights.resize(static_cast<std::size_t>(count * c.experts_per_token));
+    r.plan.reserve(count * c.experts_per_token, c.num_experts);
+  };
+  size_routing(routing, num_tokens);
+  threads.resize(static_cast<std::size_t>(num_threads));
+  const std::int64_t widest = std::max({c.hidden_size, c.q_size(), c.intermediate_size});
+  for (ThreadSpace& space : threads) {
+    space.norm.ensure(kRedundantTokens, c.hidden_size);
+    size_routing(space.routing, kRedundantTokens);
+    space.kernel_scratch.ensure(kernels.scratch_bytes(widest), "kernel scratch");
+    space.gate_up.ensure(static_cast<std::size_t>(num_tokens * kGateUpUnitRowsMax) * sizeof(float),
+                         "expert activations");
+  }
+}
+
+std::size_t Workspace::num_bytes() const {
+  std::size_t total = floats.num_bytes() + norm.num_bytes() + attention.num_bytes() +
+                      swiglu.num_bytes() + final_norm.num_bytes();
+  for (const ThreadSpace& space : threads) {
+    total += space.norm.num_bytes() + space.kernel_scratch.num_bytes() + space.gate_up.num_bytes();
+  }
+  return total;
+}
+
+}  // namespace gptoss::cpu

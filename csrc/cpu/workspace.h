@@ -1,0 +1,82 @@
+// Buffers of one forward step, grown to the largest batch seen and reused.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "cpu/dense_weights.h"
+#include "cpu/kernel_table.h"
+#include "model/model_config.h"
+#include "model/moe_plan.h"
+
+namespace gptoss::cpu {
+
+// Up to this many tokens every thread normalises, quantises and routes all tokens for itself:
+// repeating that is cheaper than a barrier.
+constexpr std::int64_t kRedundantTokens = 4;
+
+// Rows in float32 and in int8 blocks.
+class ActivationBuffer {
+ public:
+  void ensure(std::int64_t rows, std::int64_t cols);
+  MatrixView<float> values() const { return values_; }
+  QuantizedMatrix quantized() const { return quantized_; }
+  Activations activations() const { return {as_const(values_), quantized_}; }
+  std::size_t num_bytes() const { return memory_.num_bytes(); }
+
+  static MatrixView<const float> as_const(MatrixView<float> view) {
+    return {view.data, view.rows, view.cols, view.stride};
+  }
+
+ private:
+  AlignedBuffer memory_;
+  MatrixView<float> values_;
+  QuantizedMatrix quantized_{};
+};
+
+// Which experts each token goes to, and how much.
+struct Routing {
+  std::vector<std::int32_t> expert_ids;  // [num_tokens][experts_per_token]
+  std::vector<float> weights;            // [num_tokens][experts_per_token]
+  MoePlan plan;
+};
+
+// One thread's own.
+struct ThreadSpace {
+  ActivationBuffer norm;  // [kRedundantTokens][hidden]
+  Routing routing;
+  AlignedBuffer kernel_scratch;
+  AlignedBuffer gate_up;  // [tokens of an expert][rows of a unit]
+};
+
+struct Workspace {
+  std::vector<std::int32_t> tokens;  // [num_tokens]
+  AlignedBuffer floats;              // memory of the float views below
+  MatrixView<float> residual;        // [num_tokens][hidden]
+  MatrixView<float> q;               // [num_tokens][num_heads * 64]
+  MatrixView<float> k;               // [num_tokens][num_kv_heads * 64]
+  MatrixView<float> v;               // [num_tokens][num_kv_heads * 64]
+  MatrixView<float> cos_sin;         // [num_tokens][64]
+  MatrixView<float> router_logits;   // [num_tokens][num_experts]
+  MatrixView<float> expert_out;      // [num_tokens * experts_per_token][hidden]
+  ActivationBuffer norm;             // [num_tokens][hidden]
+  ActivationBuffer attention;        // [num_tokens][num_heads * 64]
+  ActivationBuffer swiglu;           // [num_tokens * experts_per_token][intermediate]
+  ActivationBuffer final_norm;       // [num_logit_rows][hidden]
+  Routing routing;
+  std::vector<std::int32_t> row_numbers;  // 0, 1, 2, ...
+  std::vector<ThreadSpace> threads;
+
+  // Grows to `num_tokens`; throws OutOfMemory and stays usable for smaller batches.
+  void ensure(const ModelConfig& config, const KernelTable& kernels, int num_threads,
+              std::int64_t num_tokens, std::int64_t num_logit_rows);
+  std::size_t num_bytes() const;
+};
+
+// Rows of the gate/up matrix a thread takes at a time: pairs for whole blocks of 32 outputs.
+constexpr std::int64_t kGateUpUnit = 2 * kMxBlock;
+// Most rows of one unit when an expert has many tokens.
+constexpr std::int64_t kGateUpUnitRowsMax = 4 * kGateUpUnit;
+
+}  // namespace gptoss::cpu
