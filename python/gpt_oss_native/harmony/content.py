@@ -49,7 +49,7 @@ class TextContent(Content):
     """Plain text; special-token strings in it stay text."""
 
     text: str
-    type: InitVar[str | None] = None  # accepted and ignored, so that TextContent(**to_dict()) works
+    type: InitVar[str | None] = None  # accepted and ignored, for TextContent(**to_dict())
 
     def __post_init__(self, type: str | None) -> None:
         check_text("TextContent", "text", self.text)
@@ -72,7 +72,8 @@ class ChannelConfig:
         ]
         if not isinstance(self.channel_required, bool):
             raise InvalidArgument(
-                f"[ChannelConfig] expected channel_required as a bool, got {self.channel_required!r}"
+                "[ChannelConfig] expected channel_required as a bool, "
+                f"got {self.channel_required!r}"
             )
 
     @classmethod
@@ -105,9 +106,7 @@ class SystemContent(Content):
     knowledge_cutoff: str | None = DEFAULT_CUTOFF
     channel_config: ChannelConfig | None = field(default_factory=_default_channels)
     tools: dict[str, ToolNamespaceConfig] | None = None
-    type: InitVar[str | None] = (
-        None  # accepted and ignored, so that SystemContent(**to_dict()) works
-    )
+    type: InitVar[str | None] = None  # accepted and ignored, for SystemContent(**to_dict())
 
     def __post_init__(self, type: str | None) -> None:
         check_optional_text("SystemContent", "model_identity", self.model_identity)
@@ -191,7 +190,7 @@ class SystemContent(Content):
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> SystemContent:
-        """The inverse of :meth:`to_dict`: an absent field has its default; unknown keys are ignored."""
+        """The inverse of :meth:`to_dict`: absent fields have their defaults, others are ignored."""
         return cls(**_known(cls, raw))
 
 

@@ -107,9 +107,9 @@ class HarmonyEncoding:
         """The same, with ``<|return|>`` for the last ``<|end|>`` when an answer ends it."""
         out = self.render_conversation(conversation, config)
         messages = list(conversation)
-        if messages and messages[-1].author.role == Role.ASSISTANT:
-            if messages[-1].channel == "final":
-                out[-1] = self.return_
+        last = messages[-1] if messages else None
+        if last is not None and last.author.role == Role.ASSISTANT and last.channel == "final":
+            out[-1] = self.return_
         return out
 
     def render(self, message: Message, render_options: RenderOptions | None = None) -> list[int]:
@@ -226,7 +226,7 @@ class HarmonyEncoding:
 
 
 def _text_encoder(encoding: Any) -> Callable[[str], list[int]]:
-    """The tokenizer module's encoder, which also survives hostile text, where that module is there."""
+    """The tokenizer module's encoder, which also survives hostile text, where there is one."""
     try:
         from ..tokenizer import encode_text
     except ImportError:

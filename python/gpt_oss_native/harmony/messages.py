@@ -66,9 +66,9 @@ class Message:
     """One message. The last three fields say how a parser found it and take no part in comparisons.
 
     Attributes:
-        recovered: what was odd about the header or the end, one phrase each; empty when well-formed.
+        recovered: what was odd about the header or the end, a phrase each; empty when well-formed.
         span: first and one past last index of its tokens in the parsed stream, or None.
-        end: the special token that ended it, such as ``<|call|>``; None when the stream just stopped.
+        end: the special token that ended it, such as ``<|call|>``; None when there was none.
     """
 
     author: Author
@@ -83,7 +83,7 @@ class Message:
     def __post_init__(self) -> None:
         if isinstance(self.author, dict):
             raw = self.author
-            self.author = Author(role=raw.get("role"), name=raw.get("name"))
+            self.author = Author(role=Role(raw.get("role")), name=raw.get("name"))
         if not isinstance(self.author, Author):
             raise InvalidArgument(
                 f"[Message] expected an Author, got {type(self.author).__name__}; "
@@ -106,7 +106,7 @@ class Message:
 
     @classmethod
     def from_role_and_content(cls, role: Role, content: str | Content) -> Message:
-        """A message of an unnamed author with one content; a string becomes :class:`TextContent`."""
+        """A message of an unnamed author with one content; a string becomes text content."""
         return cls.from_author_and_content(Author(role=role), content)
 
     @classmethod
@@ -174,20 +174,23 @@ class Message:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Message:
-        """The inverse of :meth:`to_dict`; ``content`` may also be one string. Raises InvalidArgument."""
+        """The inverse of :meth:`to_dict`; ``content`` may also be one string.
+
+        Raises InvalidArgument for anything else.
+        """
         data = check_mapping("Message.from_dict", data)
         missing = [key for key in ("role", "content") if key not in data]
         if missing:
             raise InvalidArgument(
-                f"[Message.from_dict] expected the key {missing[0]!r}, it is absent"
+                f"[Message.from_dict] expected the keys 'role' and 'content', {missing[0]!r} is absent"
             )
         raw = data["content"]
-        contents = (
-            [TextContent(raw)] if isinstance(raw, str) else [content_from_dict(x) for x in raw]
-        )
+        items = [{"type": "text", "text": raw}] if isinstance(raw, str) else raw
+        if not isinstance(items, list):
+            raise InvalidArgument("[Message.from_dict] expected content as a string or a list")
         return cls(
             author=Author(role=data["role"], name=data.get("name")),
-            content=contents,
+            content=[content_from_dict(item) for item in items],
             channel=data.get("channel"),
             recipient=data.get("recipient"),
             content_type=data.get("content_type"),

@@ -1,8 +1,8 @@
 """The streaming parser: tokens in, messages and text deltas out.
 
-It never raises on what a model wrote and never loses a token. Every message carries its span, and the
-spans of :attr:`StreamableParser.messages` follow one another without a gap, so that together with the
-tokens of the message under way they are the whole stream. What was odd stands in
+It never raises on what a model wrote and never loses a token. Every message carries its span, and
+the spans of :attr:`StreamableParser.messages` follow one another without a gap, so that together
+with the tokens of the message under way they are the whole stream. What was odd stands in
 ``Message.recovered``.
 """
 
@@ -19,8 +19,8 @@ from .encoding import HarmonyEncoding
 from .messages import Author, Message, Role
 from .recovery import Header, parse_recovering, parse_strict, parse_unfinished
 
-# The longest sensible header, a 64-character function name on the commentary channel spelled in single
-# bytes, has about 110 tokens. Beyond this the model is writing text, and a reader should see it.
+# The longest sensible header, a 64-character function name on the commentary channel spelled in
+# single bytes, has about 110 tokens. Beyond this the model writes text, and a reader should see it.
 _MAX_HEADER_TOKENS: Final = 128
 _REPLACEMENT: Final = "\ufffd"
 _Decoder: Final = codecs.getincrementaldecoder("utf-8")

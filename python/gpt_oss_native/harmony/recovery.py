@@ -1,8 +1,8 @@
-"""Reading a message header: by the letter (as ``openai_harmony`` does), or to the most plausible message.
+"""Reading a message header: by the letter, or to what the model most plausibly meant.
 
-A header is what stands between ``<|start|>`` and ``<|message|>``: a role or a tool's name, a recipient
-(``to=functions.x``) before or after the channel, ``<|channel|>`` and its name, and a content type
-(``json`` or ``<|constrain|>json``). Models also write headers that are almost that.
+A header is what stands between ``<|start|>`` and ``<|message|>``: a role or a tool's name, a
+recipient (``to=functions.x``) before or after the channel, ``<|channel|>`` and its name, and a
+content type (``json`` or ``<|constrain|>json``). Models also write headers that are almost that.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ def parse_by_the_letter(text: str, role: Role | None) -> tuple[Header, list[str]
         header.role, header.name = _role_by_the_letter(words)
     else:
         header.role = role
-        if role == Role.TOOL:
-            header.name = None
     if words and words[0] == header.role.value:
         words.pop(0)
     bare = False
@@ -117,7 +115,7 @@ def parse_strict(text: str, role: Role | None) -> Header:
 def parse_recovering(
     text: str, role: Role | None, channels: Sequence[str], recipients: Sequence[str] | None
 ) -> Header:
-    """The header by the letter where that makes sense, otherwise the most plausible one. Never raises."""
+    """The header by the letter if that makes sense, else the most plausible one; never raises."""
     try:
         header, rest, bare = parse_by_the_letter(text, role)
     except HarmonyError:
@@ -295,10 +293,11 @@ class _Reader:
 
     def _bare_recipient(self) -> None:
         header = self.header
-        if header.recipient is None and len(self.rest) == 1 and header.role == Role.ASSISTANT:
-            if NAME.fullmatch(self.rest[0]):
-                header.recipient = self.rest.pop()
-                self.note("recipient without 'to='")
+        if header.recipient is not None or header.role != Role.ASSISTANT or len(self.rest) != 1:
+            return
+        if NAME.fullmatch(self.rest[0]):
+            header.recipient = self.rest.pop()
+            self.note("recipient without 'to='")
 
     def _declared(self, name: str, recipients: Sequence[str]) -> None:
         """Replace an undeclared recipient by the declared one that it most plausibly means."""

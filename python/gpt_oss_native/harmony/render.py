@@ -98,8 +98,8 @@ def render_message(
 ) -> list[int]:
     """Tokens of one message, ``<|start|>`` to ``<|end|>`` or ``<|call|>``.
 
-    Raises HarmonyError for a tool without a name or a block under the wrong role, InvalidArgument for
-    a name, recipient, channel or content type that could forge a header.
+    Raises HarmonyError for a tool without a name or a block under the wrong role, InvalidArgument
+    for a name, recipient, channel or content type that could forge a header.
     """
     options = options or RenderOptions()
     out = _render_header(encoding, message)
@@ -143,18 +143,21 @@ def _render_header(encoding: HarmonyEncoding, message: Message) -> list[int]:
 def _content_text(content: Content, message: Message, options: RenderOptions) -> str:
     if isinstance(content, TextContent):
         return content.text
-    for kind, role, text in (
-        (SystemContent, Role.SYSTEM, system_text),
-        (DeveloperContent, Role.DEVELOPER, developer_text),
-    ):
-        if isinstance(content, kind):
-            if message.author.role != role:
-                raise HarmonyError(
-                    f"[render] {kind.__name__} may only appear in {role.value} messages, "
-                    f"found in a message of role {message.author.role.value}"
-                )
-            return text(content, options)  # type: ignore[operator]
+    if isinstance(content, SystemContent):
+        _check_role(message, Role.SYSTEM, "SystemContent")
+        return system_text(content, options)
+    if isinstance(content, DeveloperContent):
+        _check_role(message, Role.DEVELOPER, "DeveloperContent")
+        return developer_text(content, options)
     raise InvalidArgument(f"[render] expected a harmony content, got {type(content).__name__}")
+
+
+def _check_role(message: Message, role: Role, content: str) -> None:
+    if message.author.role != role:
+        raise HarmonyError(
+            f"[render] {content} may only appear in {role.value} messages, "
+            f"found in a message of role {Role(message.author.role).value}"
+        )
 
 
 def system_text(content: SystemContent, options: RenderOptions) -> str:

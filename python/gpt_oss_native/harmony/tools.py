@@ -1,7 +1,7 @@
-"""Tools as the models were told of them: descriptions, namespaces, and the two built-in namespaces.
+"""Tools as the models were told of them: descriptions, and namespaces with the two built-in ones.
 
-The texts of :meth:`ToolNamespaceConfig.browser` and :meth:`ToolNamespaceConfig.python` are part of the
-prompt format that gpt-oss was trained on; every character of them is data, not prose.
+The texts of :meth:`ToolNamespaceConfig.browser` and :meth:`ToolNamespaceConfig.python` are part of
+the prompt format that gpt-oss was trained on; every character of them is data, not prose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._checks import check_mapping, check_name, check_optional_text, check_text
 
 @dataclass
 class ToolDescription:
-    """One callable tool: a name, a description for the model, and its parameters as a JSON schema."""
+    """One callable tool: its name, a description for the model, parameters as a JSON schema."""
 
     name: str
     description: str
@@ -58,7 +58,7 @@ class ToolDescription:
 
 @dataclass
 class ToolNamespaceConfig:
-    """A namespace of tools, called as ``namespace.tool``; without tools it is itself the recipient."""
+    """A namespace of tools, called as ``namespace.tool``; one without tools is called itself."""
 
     name: str
     description: str | None = None
@@ -141,8 +141,11 @@ def _object(required: dict[str, str], optional: dict[str, dict[str, Any]]) -> di
     return schema | ({"required": list(required)} if required else {})
 
 
-_CURSOR = {"cursor": {"type": "number", "default": -1}}
-_SEARCH_OPTIONS = {"topn": {"type": "number", "default": 10}, "source": {"type": "string"}}
+_CURSOR: dict[str, dict[str, Any]] = {"cursor": {"type": "number", "default": -1}}
+_SEARCH_OPTIONS: dict[str, dict[str, Any]] = {
+    "topn": {"type": "number", "default": 10},
+    "source": {"type": "string"},
+}
 _OPEN_OPTIONS: dict[str, dict[str, Any]] = {
     "id": {"type": ["number", "string"], "default": -1},
     **_CURSOR,

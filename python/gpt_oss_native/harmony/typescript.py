@@ -45,7 +45,7 @@ def schema_to_typescript(schema: Any, *, complete: bool = False) -> str:
 
 
 def compact_json(value: Any) -> str:
-    """``value`` as compact JSON, numbers spelled as serde_json spells them (``1e22``, ``0.00001``)."""
+    """``value`` as compact JSON; numbers as serde_json spells them (``1e22``, ``0.00001``)."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, int):
@@ -76,9 +76,7 @@ def _float(value: float) -> str:
     text = "".join(map(str, digits))
     if not value:
         return mark + "0.0"
-    point = len(text) + int(
-        exponent
-    )  # where the decimal point stands, counted from the first digit
+    point = len(text) + int(exponent)  # digits before the decimal point
     if len(text) <= point <= 16:
         return f"{mark}{text.ljust(point, '0')}.0"
     if 0 < point <= 16:
@@ -202,11 +200,10 @@ class _Writer:
     def union_property(
         self, name: str, schema: dict[str, Any], variants: list[Any], indent: str
     ) -> Iterator[str]:
-        """A property of several types, one a line; a description shared with the first is said once."""
+        """A property of several types, one a line; what it shares with the first is said once."""
         shared = _string(schema, "description")
-        above = shared is not None and not (
-            variants and _string(variants[0], "description") == shared
-        )
+        first = _string(variants[0], "description") if variants else None
+        above = shared is not None and first != shared
         if above:
             yield from self.comment(shared, indent)
         default = self.default(schema)
@@ -216,7 +213,8 @@ class _Writer:
         for index, variant in enumerate(variants):
             silent = above and index == 0 and not self.complete
             known = _string(variant, "description") if silent else shared
-            yield f"{indent} | {self.variant(variant, indent)}{self.trailing(variant, known=known)}\n"
+            notes = self.trailing(variant, known=known)
+            yield f"{indent} | {self.variant(variant, indent)}{notes}\n"
         yield f"{indent},\n"
 
     def variant(self, schema: Any, indent: str) -> str:

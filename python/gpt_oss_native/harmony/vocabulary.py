@@ -9,13 +9,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError, InvalidArgument
 from .encoding import HarmonyEncoding, HarmonyEncodingName
-
-if TYPE_CHECKING:
-    import tiktoken
 
 _FILE = "o200k_base.tiktoken"
 _URL = f"https://openaipublic.blob.core.windows.net/encodings/{_FILE}"
@@ -58,10 +55,11 @@ def load_harmony_encoding(
     """The harmony encoding over a vocabulary found on this machine; read once, then kept.
 
     Searched, in this order: ``directory`` (a checkpoint with a ``tokenizer.json``; nothing else is
-    tried when it is given), ``$TIKTOKEN_ENCODINGS_BASE/o200k_base.tiktoken``, a gpt-oss checkpoint in
-    the Hugging Face hub cache, tiktoken's cache (``TIKTOKEN_CACHE_DIR``).
+    tried when it is given), ``$TIKTOKEN_ENCODINGS_BASE/o200k_base.tiktoken``, a gpt-oss checkpoint
+    in the Hugging Face hub cache, tiktoken's cache (``TIKTOKEN_CACHE_DIR``).
 
-    Raises InvalidArgument for another ``name``, CheckpointError (naming these ways) when none has it.
+    Raises InvalidArgument for another ``name``; CheckpointError, naming these ways, when none has
+    the vocabulary.
     """
     if str(name) != HarmonyEncodingName.HARMONY_GPT_OSS.value:
         raise InvalidArgument(
@@ -81,15 +79,15 @@ def load_harmony_encoding(
             return found
     raise CheckpointError(
         "[load_harmony_encoding] expected the gpt-oss vocabulary on this machine, found none"
-        f"{''.join(f' ({problem})' for problem in tried)}; pass directory= with a checkpoint folder "
-        "that has a tokenizer.json, or download a gpt-oss checkpoint into the Hugging Face hub cache, "
-        f"or set TIKTOKEN_ENCODINGS_BASE to a folder with {_FILE}, or TIKTOKEN_CACHE_DIR to tiktoken's "
-        "cache; with a loaded model, model.harmony needs none of these"
+        f"{''.join(f' ({problem})' for problem in tried)}; pass directory= with a checkpoint "
+        "folder that has a tokenizer.json, or download a gpt-oss checkpoint into the Hugging Face "
+        f"hub cache, or set TIKTOKEN_ENCODINGS_BASE to a folder with {_FILE}, or "
+        "TIKTOKEN_CACHE_DIR to tiktoken's cache; with a loaded model, model.harmony needs none of these"
     )
 
 
 def _ranks_files(*variables: str) -> Iterator[Path]:
-    """Where these environment variables, and the caches' default places, put the vocabulary file."""
+    """Where these environment variables, and the caches' default places, put the vocabulary."""
     key = hashlib.sha1(_URL.encode(), usedforsecurity=False).hexdigest()
     for variable in variables:
         folder = os.environ.get(variable)
