@@ -19,26 +19,12 @@ from gpt_oss_native import synthesize as module
 from gpt_oss_native.safetensors_writer import TensorSpec, write_safetensors
 from gpt_oss_native.synthesize import INCOMPLETE, PRESETS, hugging_face_tensors, synthesize
 from reference import mxfp4, ops
-from reference.checkpoints import Checkpoint
+from reference.checkpoints import read_hugging_face, read_safetensors
 from reference.model import ReferenceModel
 
 
 def digests(directory: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir()}
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    raw = path.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    header.pop("__metadata__", None)
-    types = {"BF16": np.uint16, "U8": np.uint8}
-    out = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        data = raw[8 + length + begin : 8 + length + end]
-        out[name] = np.frombuffer(data, types[entry["dtype"]]).reshape(entry["shape"])
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +47,8 @@ def test_synthesised_model_runs_with_finite_spread_outputs(
 ) -> None:
     tensors = read_safetensors(tiny / "model.safetensors")
     assert list(tensors) == [spec.name for spec in hugging_face_tensors(PRESETS["tiny"])]
-    checkpoint = Checkpoint(PRESETS["tiny"], 7, tensors)
+    checkpoint = read_hugging_face(tiny)
+    assert checkpoint.shape == PRESETS["tiny"]
     trace = ReferenceModel(checkpoint).forward(rng.integers(0, 1003, 40))
     assert np.isfinite(trace.logits).all()
     assert 0.5 < np.std(trace.logits) < 10

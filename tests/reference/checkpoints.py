@@ -275,3 +275,41 @@ def write_original(checkpoint: Checkpoint, directory: Path, *, slack: int = 0) -
         for name, array in tensors.items()
     ]
     _write(directory / "model.safetensors", specs, tensors, slack)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_safetensors(path: Path) -> dict[str, Stored]:
+    """Return the tensors of a file, mapped; bfloat16 ones as bits, at whatever alignment."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    data = np.memmap(path, dtype=np.uint8, mode="r")[8 + length :]
+    tensors: dict[str, Stored] = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            dtype = {"BF16": np.uint16, "U8": np.uint8}[entry["dtype"]]
+            tensors[name] = data[begin:end].view(dtype).reshape(entry["shape"])
+    return tensors
+
+
+def read_hugging_face(directory: Path) -> Checkpoint:
+    """Return the checkpoint of a directory, mapped: also a full-size one, or a trained one."""
+    config = json.loads((directory / "config.json").read_text())
+    scaling = config["rope_scaling"]
+    same = {name: config[name] for name in Shape.__dataclass_fields__ if name in config}
+    shape = Shape(
+        **same
+        | {
+            "initial_context_length": scaling["original_max_position_embeddings"],
+            "rope_factor": scaling["factor"],
+            "rope_beta_fast": scaling["beta_fast"],
+            "rope_beta_slow": scaling["beta_slow"],
+        }
+    )
+    tensors: dict[str, Stored] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        tensors |= read_safetensors(path)
+    return Checkpoint(shape, -1, tensors)

@@ -41,16 +41,12 @@ class Trace:
 
 
 class ReferenceModel:
-    """A checkpoint with its bfloat16 tensors widened once; expert matrices widen when used."""
+    """A checkpoint whose tensors are widened when they are used, so that a mapped one of full size
+    fits in memory (a 20b layer takes a few hundred megabytes at a time)."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.shape = checkpoint.shape
         self._checkpoint = checkpoint
-        self._values = {
-            name: checkpoint.values(name)
-            for name, array in checkpoint.tensors.items()
-            if array.dtype == np.uint16
-        }
         shape = checkpoint.shape
         self.inv_freq, self.concentration = ops.yarn_inv_freq(
             head_size=shape.head_dim,
@@ -72,7 +68,8 @@ class ReferenceModel:
         shape = self.shape
         positions = np.arange(len(np.asarray(tokens)))
         cos, sin = ops.yarn_table(positions, self.inv_freq, self.concentration)
-        x = self._values["model.embed_tokens.weight"][np.asarray(tokens)]
+        embedding = self._checkpoint.tensors["model.embed_tokens.weight"]
+        x = ops.bf16_values(embedding[np.asarray(tokens)].astype(np.uint16))
         hidden, router_logits, experts = [x], [], []
         for layer in range(shape.num_hidden_layers):
             x = x + self._attention(layer, x, positions, cos, sin)
@@ -82,19 +79,27 @@ class ReferenceModel:
             hidden.append(x)
             router_logits.append(logits)
             experts.append(chosen)
-        normed = self._norm("model.norm.weight", x)
         return Trace(
-            logits=ops.linear(normed, self._values["lm_head.weight"]),
+            logits=self._unembed(self._norm("model.norm.weight", x)),
             router_logits=np.stack(router_logits),
             experts=np.stack(experts),
             hidden=np.stack(hidden),
         )
 
+    def _values(self, name: str) -> F64:
+        return self._checkpoint.values(name)
+
+    def _unembed(self, normed: F64, *, rows: int = 1 << 14) -> F64:
+        """Logits, some rows of the vocabulary at a time."""
+        weight = self._checkpoint.tensors["lm_head.weight"].astype(np.uint16, copy=False)
+        parts = [weight[start : start + rows] for start in range(0, len(weight), rows)]
+        return np.concatenate([ops.linear(normed, ops.bf16_values(p)) for p in parts], axis=-1)
+
     def _norm(self, name: str, x: F64) -> F64:
-        return ops.rms_norm(x, self._values[name], eps=self.shape.rms_norm_eps)
+        return ops.rms_norm(x, self._values(name), eps=self.shape.rms_norm_eps)
 
     def _linear(self, name: str, x: F64) -> F64:
-        return ops.linear(x, self._values[name + ".weight"], self._values[name + ".bias"])
+        return ops.linear(x, self._values(name + ".weight"), self._values(name + ".bias"))
 
     def _attention(self, layer: int, x: F64, positions: I64, cos: F64, sin: F64) -> F64:
         prefix = f"model.layers.{layer}."
@@ -109,7 +114,7 @@ class ReferenceModel:
             ops.rope(q, cos, sin),
             ops.rope(k, cos, sin),
             v,
-            self._values[prefix + "self_attn.sinks"],
+            self._values(prefix + "self_attn.sinks"),
             positions=positions,
             window=self.shape.sliding_window if layer % 2 == 0 else None,
         )
@@ -128,9 +133,9 @@ class ReferenceModel:
             experts,
             weights,
             self._checkpoint.experts(prefix + "mlp.experts.gate_up_proj"),
-            self._values[prefix + "mlp.experts.gate_up_proj_bias"],
+            self._values(prefix + "mlp.experts.gate_up_proj_bias"),
             self._checkpoint.experts(prefix + "mlp.experts.down_proj"),
-            self._values[prefix + "mlp.experts.down_proj_bias"],
+            self._values(prefix + "mlp.experts.down_proj_bias"),
             limit=self.shape.swiglu_limit,
         )
         return y, logits, experts
