@@ -66,5 +66,11 @@ class Backend {
 std::unique_ptr<Backend> make_cpu_backend(const ModelConfig& config,
                                           const MappedCheckpoint& checkpoint,
                                           const BackendOptions& options);
+// Throws DeviceError when there is no usable device.
+std::unique_ptr<Backend> make_cuda_backend(const ModelConfig& config,
+                                           const MappedCheckpoint& checkpoint,
+                                           const BackendOptions& options);
+// Empty when a CUDA device can be used, otherwise why not.
+std::string cuda_status();
 
 }  // namespace gptoss

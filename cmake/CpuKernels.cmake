@@ -1,0 +1,17 @@
+# One object library for each instruction set: the same kernels, compiled with other flags.
+
+function(gptoss_add_isa target isa)
+  add_library(gptoss_${isa} OBJECT ${PROJECT_SOURCE_DIR}/csrc/cpu/isa_${isa}.cc)
+  target_link_libraries(gptoss_${isa} PRIVATE gptoss_options gptoss_warnings)
+  target_compile_options(gptoss_${isa} PRIVATE ${ARGN})
+  target_sources(${target} INTERFACE $<TARGET_OBJECTS:gptoss_${isa}>)
+endfunction()
+
+function(gptoss_add_cpu_kernels target)
+  gptoss_add_isa(${target} scalar)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+    gptoss_add_isa(${target} avx2 -mavx2 -mfma -mf16c -mbmi2)
+    gptoss_add_isa(${target} avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+      -mavx2 -mfma -mf16c -mbmi2 -mprefer-vector-width=512)
+  endif()
+endfunction()

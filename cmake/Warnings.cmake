@@ -1,0 +1,5 @@
+add_library(gptoss_warnings INTERFACE)
+target_compile_options(gptoss_warnings INTERFACE -Wall -Wextra -Wshadow=local -Wnon-virtual-dtor)
+if(GPTOSS_WARNINGS_AS_ERRORS)
+  target_compile_options(gptoss_warnings INTERFACE -Werror)
+endif()

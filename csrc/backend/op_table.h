@@ -1,0 +1,72 @@
+// Every op of a device, whole, on arrays: what tests hold against the float64 reference and
+// microbenchmarks time. The layer loops call the same kernels piecewise.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "backend/op_args.h"
+#include "base/cpu_features.h"
+#include "model/kv_plan.h"
+#include "model/mxfp4.h"
+
+namespace gptoss {
+
+// out[out_rows[i]] = x[x_rows[i]] * weight^T + bias
+struct LinearMxfp4OpArgs {
+  MatrixView<const float> x;     // [num_tokens][cols]
+  MxMatrix weight;               // [rows][cols], rows a multiple of 32
+  const bf16* bias;              // [rows]
+  const std::int32_t* x_rows;    // [num_rows]
+  const std::int32_t* out_rows;  // [num_rows]
+  std::int64_t num_rows;
+  MatrixView<float> out;  // [...][rows]
+};
+
+// How a device may go about attention; every way gives the same bits.
+enum class AttentionWay { kWhole, kSplit };
+
+// Queries at positions history - num_tokens ... history - 1 over keys 0 ... history - 1.
+struct AttentionOpArgs {
+  MatrixView<const float> q;  // [num_tokens][num_heads * 64], rotated
+  MatrixView<const float> k;  // [history][num_kv_heads * 64], rotated
+  MatrixView<const float> v;  // [history][num_kv_heads * 64]
+  std::int64_t window;        // 0: full causal
+  const bf16* sinks;          // [num_heads]
+  std::int64_t num_heads;
+  std::int64_t num_kv_heads;
+  KvDtype dtype;
+  AttentionWay way;
+  MatrixView<float> out;  // [num_tokens][num_heads * 64]
+};
+
+struct QuantizeInt8OpArgs {
+  MatrixView<const float> x;  // [rows][cols], cols a multiple of 32
+  std::int8_t* q;             // [rows][cols], natural order
+  float* scales;              // [rows][cols / 32]
+};
+
+class OpTable {
+ public:
+  virtual ~OpTable() = default;
+
+  virtual void embed(const EmbedArgs& args) = 0;
+  virtual void rms_norm(const RmsNormArgs& args) = 0;
+  virtual void linear_bf16(const LinearBf16Args& args) = 0;
+  // The same product with weights repacked to int8 first, as dense="int8" does at load.
+  virtual void linear_int8(const LinearBf16Args& args) = 0;
+  virtual void quantize_int8(const QuantizeInt8OpArgs& args) = 0;
+  // With int8 activations, and with float32 ones (precision="float32").
+  virtual void linear_mxfp4_int8(const LinearMxfp4OpArgs& args) = 0;
+  virtual void linear_mxfp4_float32(const LinearMxfp4OpArgs& args) = 0;
+  virtual void swiglu(const SwigluArgs& args) = 0;
+  virtual void rope(const RopeArgs& args) = 0;
+  virtual void attention(const AttentionOpArgs& args) = 0;
+  virtual void router_topk(const RouterTopkArgs& args) = 0;
+  virtual void moe_combine(const MoeCombineArgs& args) = 0;
+};
+
+// num_threads 0: default_num_threads().
+std::unique_ptr<OpTable> make_cpu_ops(std::optional<Isa> isa, int num_threads);
+
+}  // namespace gptoss
