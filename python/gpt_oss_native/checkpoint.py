@@ -260,7 +260,9 @@ def _check_index(
             )
     unlisted = [name for name in tensors if name not in listed]
     if unlisted:
-        _log.warning("%d tensors are not in the index, such as %s", len(unlisted), unlisted[0])
+        _log.warning(
+            "%d tensors are not in the index, such as %s", len(unlisted), shorten(unlisted[0])
+        )
 
 
 def _layout_of(tensors: Mapping[str, TensorRecord], root: Path) -> Layout:

@@ -130,6 +130,7 @@ def _reason(hub: Any, error: Exception) -> str:
         ),
         ("RepositoryNotFoundError", "no such directory here and no such repository on the hub"),
         ("RevisionNotFoundError", "the repository has no such revision"),
+        ("IncompleteSnapshotError", "the hub cannot be reached and its cache holds only a part"),
         ("LocalEntryNotFoundError", "the hub cannot be reached and the model is not in its cache"),
         ("OfflineModeIsEnabled", "offline mode is on (HF_HUB_OFFLINE) and the model is not cached"),
         ("HFValidationError", "not a valid repository name; and no such directory here"),
