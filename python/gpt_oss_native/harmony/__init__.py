@@ -6,6 +6,9 @@ after changing the import. Pure Python over a ``tiktoken.Encoding``; no network,
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ._checks import HarmonyError
 from .content import (
     ChannelConfig,
@@ -22,15 +25,20 @@ from .render import RenderConversationConfig, RenderOptions
 from .tools import ToolDescription, ToolNamespaceConfig
 from .vocabulary import load_harmony_encoding
 
+if TYPE_CHECKING:
+    from .grammar import GrammarCursor, HeaderGrammar
+
 __all__ = [
     "Author",
     "ChannelConfig",
     "Content",
     "Conversation",
     "DeveloperContent",
+    "GrammarCursor",
     "HarmonyEncoding",
     "HarmonyEncodingName",
     "HarmonyError",
+    "HeaderGrammar",
     "Message",
     "ReasoningEffort",
     "RenderConversationConfig",
@@ -44,3 +52,9 @@ __all__ = [
     "ToolNamespaceConfig",
     "load_harmony_encoding",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("GrammarCursor", "HeaderGrammar"):  # these alone need numpy
+        return getattr(importlib.import_module(".grammar", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

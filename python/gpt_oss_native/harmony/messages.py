@@ -182,7 +182,7 @@ class Message:
         missing = [key for key in ("role", "content") if key not in data]
         if missing:
             raise InvalidArgument(
-                f"[Message.from_dict] expected the keys 'role' and 'content', {missing[0]!r} is absent"
+                f"[Message.from_dict] expected 'role' and 'content', {missing[0]!r} is absent"
             )
         raw = data["content"]
         items = [{"type": "text", "text": raw}] if isinstance(raw, str) else raw

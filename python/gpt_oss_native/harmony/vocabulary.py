@@ -82,7 +82,8 @@ def load_harmony_encoding(
         f"{''.join(f' ({problem})' for problem in tried)}; pass directory= with a checkpoint "
         "folder that has a tokenizer.json, or download a gpt-oss checkpoint into the Hugging Face "
         f"hub cache, or set TIKTOKEN_ENCODINGS_BASE to a folder with {_FILE}, or "
-        "TIKTOKEN_CACHE_DIR to tiktoken's cache; with a loaded model, model.harmony needs none of these"
+        "TIKTOKEN_CACHE_DIR to tiktoken's cache; with a loaded model, model.harmony needs none of "
+        "these"
     )
 
 
