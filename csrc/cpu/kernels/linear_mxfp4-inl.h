@@ -1,0 +1,282 @@
+// linear_mxfp4_int8, linear_mxfp4_float32: out[out_rows[i]] = weight [rows][cols] times
+// x[x_rows[i]], plus bias; MXFP4 weights as stored (4.25 bits), int8 activations in blocks of 32 or
+// float32 ones. Reads the weights once for every 128 tokens (float32: kFloatTokens), and nothing
+// beyond the matrix.
+//
+// 16 bytes of each row of a tile are transposed so that a lane is a row. Few tokens: products
+// straight from the decoded registers, while the next tile is fetched in order. More: kBlockStep
+// blocks of a pair of tiles are decoded once and multiplied with all groups of tokens.
+#pragma once
+
+#include "cpu/kernel_table.h"
+#include "cpu/kernels/int8_product-inl.h"
+
+namespace gptoss::cpu::GPTOSS_ISA {
+namespace {
+
+// The stored bytes of one tile of rows.
+struct MxTile {
+  const std::uint8_t* blocks;
+  const std::uint8_t* scales;
+  std::int64_t num_blocks;  // a row
+
+  GPTOSS_INLINE void load_codes(std::int64_t block, RowBytes (&codes)[4]) const {
+    load_row_dwords(blocks + block * kMxBlockBytes, num_blocks * kMxBlockBytes, codes);
+  }
+};
+
+GPTOSS_INLINE MxTile mx_tile(const MxMatrix& weight, std::int64_t row) {
+  const std::int64_t num_blocks = weight.blocks_per_row();
+  return {weight.blocks + row * num_blocks * kMxBlockBytes, weight.scales + row * num_blocks,
+          num_blocks};
+}
+
+// Scales of blocks [block, block + kBlockStep) to out[kBlockStep][out_stride]; those past the last
+// block are unspecified. Reads 16 bytes a row, the last 16 where fewer are left.
+inline void load_scales(const MxTile& tile, std::int64_t block, float* out,
+                        std::int64_t out_stride) {
+  static_assert(kBlockStep == 16);
+  RowBytes bytes[4];
+  std::int64_t begin = block;
+  if (tile.num_blocks >= kBlockStep) {
+    if (begin > tile.num_blocks - kBlockStep) begin = tile.num_blocks - kBlockStep;
+    load_row_dwords(tile.scales + begin, tile.num_blocks, bytes);
+  } else {
+    std::uint8_t copy[kRowTile * kBlockStep] = {};
+    for (std::int64_t r = 0; r < kRowTile; ++r) {
+      for (std::int64_t b = 0; b < tile.num_blocks; ++b) {
+        copy[r * kBlockStep + b] = tile.scales[r * tile.num_blocks + b];
+      }
+    }
+    load_row_dwords(copy, kBlockStep, bytes);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const std::int64_t index = begin + 4 * j + k - block;
+      if (index >= 0) store_row_floats(out + index * out_stride, decode_scales(bytes[j], k));
+    }
+  }
+}
+
+// Weights decoded on the fly, one tile.
+struct MxStream {
+  MxTile tile;
+  std::int64_t first_block;
+  const float* scales;            // [kBlockStep][kRowTile], from first_block on
+  const std::uint8_t* next_tile;  // same bytes of the next tile in memory order
+
+  struct Block {
+    static constexpr bool kMxfp4 = true;
+    RowBytes codes[4];
+    const float* scales;
+
+    GPTOSS_INLINE RowBytes plane(int, int index) const {
+      return decode_nibbles(codes[index / 2], index % 2);
+    }
+    GPTOSS_INLINE RowFloats scale(int) const { return load_row_floats(scales); }
+  };
+  GPTOSS_INLINE Block block(std::int64_t index) const {
+    Block out;
+    tile.load_codes(first_block + index, out.codes);
+    out.scales = scales + index * kRowTile;
+    prefetch(next_tile + (first_block + index) * kRowTile * kMxBlockBytes,
+             kRowTile * kMxBlockBytes);
+    return out;
+  }
+};
+
+// Decoded weights: blocks of {float scales [kRowTile], codes [8][kRowTile][4]}.
+struct MxPanel {
+  const std::uint8_t* data;
+
+  struct Block {
+    static constexpr bool kMxfp4 = true;
+    const std::uint8_t* data;
+
+    GPTOSS_INLINE const std::uint8_t* at(int tile) const {
+      return data + tile * kBlockStep * kDecodedBlockBytes;
+    }
+    GPTOSS_INLINE RowBytes plane(int tile, int index) const {
+      return load_row_bytes(at(tile) + kRowTile * 4 * (index + 1));
+    }
+    GPTOSS_INLINE RowFloats scale(int tile) const {
+      return load_row_floats(reinterpret_cast<const float*>(at(tile)));
+    }
+  };
+  GPTOSS_INLINE Block block(std::int64_t index) const {
+    return {data + index * kDecodedBlockBytes};
+  }
+};
+
+// Blocks [block, block + count) of a tile to the layout of MxPanel.
+inline void decode_blocks(const MxTile& tile, std::int64_t block, std::int64_t count,
+                          std::uint8_t* out) {
+  load_scales(tile, block, reinterpret_cast<float*>(out), kDecodedBlockBytes / 4);
+  for (std::int64_t b = 0; b < count; ++b, out += kDecodedBlockBytes) {
+    RowBytes codes[4];
+    tile.load_codes(block + b, codes);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      store_row_bytes(out + kRowTile * 4 * (i + 1), decode_nibbles(codes[i / 2], i % 2));
+    }
+  }
+}
+
+struct MxPanelArgs {
+  const LinearMxfp4Args& linear;
+  TokenGroups groups;
+  std::int64_t first;      // of x_rows and out_rows
+  std::int64_t first_row;  // of the weight
+  Int8Scratch scratch;
+};
+
+template <int kTiles>
+inline void finish_mx_panel(const MxPanelArgs& args) {
+  for (std::int64_t group = 0; group < args.groups.groups; ++group) {
+    const std::int64_t size = args.groups.size(group);
+    const std::int64_t begin = args.groups.begin(group);
+    const float* acc = args.scratch.acc + begin * kTiles * kRowTile;
+    for (std::int64_t t = 0; t < size; ++t) {
+      float* out = args.linear.out.row(args.linear.out_rows[args.first + begin + t]);
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const std::int64_t row = args.first_row + tile * kRowTile;
+        finish_tile(acc + (tile * size + t) * kRowTile, args.linear.bias + row, Epilogue::kStore,
+                    out + row, kRowTile);
+      }
+    }
+  }
+}
+
+// One tile of rows for one group of tokens.
+void stream_mx_tile(const MxPanelArgs& args) {
+  const MxTile tile = mx_tile(args.linear.weight, args.first_row);
+  float* acc = args.scratch.acc;
+  clear(acc, args.groups.count * kRowTile);
+  alignas(64) float scales[kBlockStep * kRowTile];
+  for (std::int64_t b = 0; b < tile.num_blocks; b += kBlockStep) {
+    const std::int64_t count = b + kBlockStep < tile.num_blocks ? kBlockStep : tile.num_blocks - b;
+    load_scales(tile, b, scales, kRowTile);
+    const MxStream weights{tile, b, scales,
+                           tile.blocks + kRowTile * tile.num_blocks * kMxBlockBytes};
+    multiply<1>(weights, args.groups.count,
+                args.scratch.tokens + b * args.groups.count * kTokenBlockBytes, count, acc);
+  }
+  finish_mx_panel<1>(args);
+}
+
+// kTiles tiles of rows for all groups of a chunk of tokens.
+template <int kTiles>
+void multiply_mx_panel(const MxPanelArgs& args) {
+  const TokenGroups groups = args.groups;
+  const std::int64_t num_blocks = args.linear.weight.blocks_per_row();
+  clear(args.scratch.acc, groups.count * kTiles * kRowTile);
+  for (std::int64_t b = 0; b < num_blocks; b += kBlockStep) {
+    const std::int64_t count = b + kBlockStep < num_blocks ? kBlockStep : num_blocks - b;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      decode_blocks(mx_tile(args.linear.weight, args.first_row + tile * kRowTile), b, count,
+                    args.scratch.panel + tile * kBlockStep * kDecodedBlockBytes);
+    }
+    // Where the next decoding starts: the same rows, or the next ones.
+    const bool last = b + kBlockStep >= num_blocks;
+    const MxTile next =
+        mx_tile(args.linear.weight, args.first_row + (last ? kTiles * kRowTile : 0));
+    const std::uint8_t* ahead = next.blocks + (last ? 0 : (b + kBlockStep) * kMxBlockBytes);
+    for (std::int64_t group = 0; group < groups.groups; ++group) {
+      const std::int64_t begin = groups.begin(group);
+      const std::int64_t size = groups.size(group);
+      for (std::int64_t r = kTiles * kRowTile * group / groups.groups;
+           r < kTiles * kRowTile * (group + 1) / groups.groups; ++r) {
+        prefetch(ahead + r * num_blocks * kMxBlockBytes, kBlockStep * kMxBlockBytes);
+      }
+      multiply<kTiles>(MxPanel{args.scratch.panel}, size,
+                       args.scratch.tokens + (begin * num_blocks + b * size) * kTokenBlockBytes,
+                       count, args.scratch.acc + begin * kTiles * kRowTile);
+    }
+  }
+  finish_mx_panel<kTiles>(args);
+}
+
+void linear_mxfp4_int8(const LinearMxfp4Args& args, Range rows, std::byte* scratch) {
+  const Int8Scratch space = cut_scratch(scratch);
+  for (std::int64_t first = 0; first < args.num_rows; first += kTokenChunk) {
+    const std::int64_t left = args.num_rows - first;
+    const TokenGroups groups = token_groups(left < kTokenChunk ? left : kTokenChunk);
+    // Half of x's scales, since the codes stand for twice the weights.
+    pack_tokens({args.x, args.x_rows + first, 0, groups, 0.5f, kMxfp4Offset}, space.tokens);
+    std::int64_t row = rows.begin;
+    if (groups.groups == 1) {
+      for (; row < rows.end; row += kRowTile) {
+        stream_mx_tile({args, groups, first, row, space});
+      }
+      continue;
+    }
+    for (; row + (kPanelTiles - 1) * kRowTile < rows.end; row += kPanelTiles * kRowTile) {
+      multiply_mx_panel<kPanelTiles>({args, groups, first, row, space});
+    }
+    for (; row < rows.end; row += kRowTile) {
+      multiply_mx_panel<1>({args, groups, first, row, space});
+    }
+  }
+}
+
+// One tile times kTokens rows of float32: within a block, sums run along K in order; then
+// acc = fma(sum, scale, acc).
+template <int kTokens>
+void multiply_float_tile(const LinearMxfp4Args& args, std::int64_t first, std::int64_t row) {
+  const MxTile tile = mx_tile(args.weight, row);
+  const float* x[kTokens];
+  for (int t = 0; t < kTokens; ++t) x[t] = args.x_float.row(args.x_rows[first + t]);
+  RowFloats acc[kTokens];
+  for (int t = 0; t < kTokens; ++t) acc[t] = zero_row_floats();
+  alignas(64) float scales[kBlockStep * kRowTile];
+  for (std::int64_t b = 0; b < tile.num_blocks; ++b) {
+    if (b % kBlockStep == 0) load_scales(tile, b, scales, kRowTile);
+    RowBytes codes[4];
+    tile.load_codes(b, codes);
+    RowFloats sum[kTokens];
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) sum[t] = zero_row_floats();
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        const RowFloats w = decode_nibble_floats(codes[j], i);
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) {
+          sum[t] = fma_row_floats(w, x[t][b * kMxBlock + 8 * j + i], sum[t]);
+        }
+      }
+    }
+    const RowFloats scale = load_row_floats(scales + b % kBlockStep * kRowTile);
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) acc[t] = fma_row_floats(sum[t], scale, acc[t]);
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    float* out = args.out.row(args.out_rows[first + t]) + row;
+    store_row_floats(out, add_row_floats(acc[t], load_row_bf16(args.bias + row)));
+  }
+}
+
+template <int kTokens = kFloatTokens>
+GPTOSS_INLINE void multiply_float(const LinearMxfp4Args& args, std::int64_t first,
+                                  std::int64_t count, std::int64_t row) {
+  if (count == kTokens) {
+    multiply_float_tile<kTokens>(args, first, row);
+  } else if constexpr (kTokens > 1) {
+    multiply_float<kTokens - 1>(args, first, count, row);
+  }
+}
+
+void linear_mxfp4_float32(const LinearMxfp4Args& args, Range rows, std::byte*) {
+  for (std::int64_t row = rows.begin; row < rows.end; row += kRowTile) {
+    for (std::int64_t first = 0; first < args.num_rows; first += kFloatTokens) {
+      const std::int64_t left = args.num_rows - first;
+      multiply_float(args, first, left < kFloatTokens ? left : kFloatTokens, row);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gptoss::cpu::GPTOSS_ISA

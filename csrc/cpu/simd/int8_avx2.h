@@ -1,0 +1,211 @@
+// The intrinsics of the int8 kernels on AVX2 with FMA. A lane is an output row: a tile is 8 rows.
+// vpmaddubsw multiplies unsigned by signed bytes and adds pairs in saturating int16:
+// MXFP4 weights carry an offset of 12, so a pair is at most 2 * 24 * 127 = 6096 and four of them
+// add up in int16; dense weights go as |w| times x with w's sign, a pair is at most
+// 2 * 127 * 127 = 32258. Nothing saturates as long as no byte is -128, and none is.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "cpu/simd/inline.h"
+#include "model/mxfp4.h"
+
+namespace gptoss::cpu::GPTOSS_ISA {
+namespace {
+
+constexpr std::int64_t kRowTile = 8;
+// Four tokens: 4 float, 4 int32 and 4 int16 accumulators of 16 registers.
+constexpr int kTokenGroup = 4;
+constexpr int kPanelTiles = 1;
+constexpr int kFloatTokens = 4;
+constexpr std::int32_t kMxfp4Offset = 12;
+constexpr std::int32_t kInt8Offset = 0;
+
+using RowFloats = __m256;  // one float32 a row
+using RowInts = __m256i;   // one int32 a row
+using RowBytes = __m256i;  // four bytes a row
+
+GPTOSS_INLINE RowFloats zero_row_floats() {
+  return _mm256_setzero_ps();
+}
+GPTOSS_INLINE RowFloats load_row_floats(const float* p) {
+  return _mm256_loadu_ps(p);
+}
+GPTOSS_INLINE RowFloats load_row_bf16(const bf16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+GPTOSS_INLINE void store_row_floats(float* p, RowFloats v) {
+  _mm256_storeu_ps(p, v);
+}
+GPTOSS_INLINE RowBytes load_row_bytes(const std::uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+GPTOSS_INLINE void store_row_bytes(std::uint8_t* p, RowBytes v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
+GPTOSS_INLINE RowFloats add_row_floats(RowFloats a, RowFloats b) {
+  return _mm256_add_ps(a, b);
+}
+// acc + w * x, one rounding.
+GPTOSS_INLINE RowFloats fma_row_floats(RowFloats w, float x, RowFloats acc) {
+  return _mm256_fmadd_ps(w, _mm256_set1_ps(x), acc);
+}
+GPTOSS_INLINE RowFloats fma_row_floats(RowFloats a, RowFloats b, RowFloats acc) {
+  return _mm256_fmadd_ps(a, b, acc);
+}
+// acc + (dot * x_scale) * w_scale: the product rounds once, the sum once.
+GPTOSS_INLINE RowFloats add_scaled_dot(RowFloats acc, RowInts dot, float x_scale,
+                                       RowFloats w_scale) {
+  const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(x_scale));
+  return _mm256_fmadd_ps(scaled, w_scale, acc);
+}
+
+// 16 bytes of every row of a row-major matrix: dword j of each row goes to out[j].
+GPTOSS_INLINE void load_row_dwords(const std::uint8_t* p, std::int64_t stride, RowBytes (&out)[4]) {
+  __m256i in[4];  // lane i of in[j] holds row 4 * i + j
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const auto* low = reinterpret_cast<const __m128i*>(p + j * stride);
+    const auto* high = reinterpret_cast<const __m128i*>(p + (4 + j) * stride);
+    in[j] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)),
+                                    _mm_loadu_si128(high), 1);
+  }
+  const __m256i a = _mm256_unpacklo_epi32(in[0], in[1]);
+  const __m256i b = _mm256_unpacklo_epi32(in[2], in[3]);
+  const __m256i c = _mm256_unpackhi_epi32(in[0], in[1]);
+  const __m256i d = _mm256_unpackhi_epi32(in[2], in[3]);
+  out[0] = _mm256_unpacklo_epi64(a, b);
+  out[1] = _mm256_unpackhi_epi64(a, b);
+  out[2] = _mm256_unpacklo_epi64(c, d);
+  out[3] = _mm256_unpackhi_epi64(c, d);
+}
+
+// Doubled e2m1 values plus kMxfp4Offset of the low (half 0) or high nibbles.
+GPTOSS_INLINE RowBytes decode_nibbles(RowBytes codes, int half) {
+  const __m256i table = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m256i nibbles = half == 0 ? codes : _mm256_srli_epi16(codes, 4);
+  return _mm256_shuffle_epi8(table, _mm256_and_si256(nibbles, _mm256_set1_epi8(15)));
+}
+
+// The e2m1 value of nibble `index` (0 to 7) of every row's dword.
+GPTOSS_INLINE RowFloats decode_nibble_floats(RowBytes codes, int index) {
+  const __m256 magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+  const __m256i nibble = _mm256_srlv_epi32(codes, _mm256_set1_epi32(4 * index));
+  // vpermps looks at the low three bits only; the fourth is the sign.
+  const __m256 sign =
+      _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32(nibble, 28)), _mm256_set1_ps(-0.0f));
+  return _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, nibble), sign);
+}
+
+// e8m0 byte `index` (0 to 3) of every row's dword: 2^(byte - 127); 0 is the subnormal, 255 NaN.
+GPTOSS_INLINE RowFloats decode_scales(RowBytes bytes, int index) {
+  const __m256i byte = _mm256_and_si256(_mm256_srlv_epi32(bytes, _mm256_set1_epi32(8 * index)),
+                                        _mm256_set1_epi32(255));
+  const __m256i bits = _mm256_max_epu32(_mm256_slli_epi32(byte, 23), _mm256_set1_epi32(0x00400000));
+  const __m256i nan = _mm256_cmpeq_epi32(byte, _mm256_set1_epi32(255));
+  return _mm256_castsi256_ps(
+      _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7fc00000))));
+}
+
+// Exact products of a block: kTiles tiles, kTokens tokens. x: [kTokens][32], kernel order;
+// init: [kTokens], -offset * sum(x).
+template <int kTiles, int kTokens, typename Block>
+GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std::int32_t* init,
+                             RowInts (&dot)[kTiles][kTokens]) {
+  static_assert(kTiles == 1);
+  const __m256i ones = _mm256_set1_epi16(1);
+  const auto quad = [&](int t, int i) __attribute__((always_inline)) {
+    std::int32_t bytes;
+    __builtin_memcpy(&bytes, x + t * 32 + i * 4, sizeof bytes);
+    return _mm256_set1_epi32(bytes);
+  };
+#pragma GCC unroll 4
+  for (int t = 0; t < kTokens; ++t) dot[0][t] = _mm256_set1_epi32(init[t]);
+  if constexpr (Block::kMxfp4) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m256i pairs[kTokens];
+#pragma GCC unroll 4
+      for (int i = 4 * half; i < 4 * half + 4; ++i) {
+        const __m256i w = block.plane(0, i);
+#pragma GCC unroll 4
+        for (int t = 0; t < kTokens; ++t) {
+          const __m256i products = _mm256_maddubs_epi16(w, quad(t, i));
+          pairs[t] = i == 4 * half ? products : _mm256_add_epi16(pairs[t], products);
+        }
+      }
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+        dot[0][t] = _mm256_add_epi32(dot[0][t], _mm256_madd_epi16(pairs[t], ones));
+      }
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const __m256i w = block.plane(0, i);
+      const __m256i magnitude = _mm256_abs_epi8(w);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(quad(t, i), w));
+        dot[0][t] = _mm256_add_epi32(dot[0][t], _mm256_madd_epi16(pairs, ones));
+      }
+    }
+  }
+}
+
+// 32 values of a row, to be quantised.
+struct FloatBlock {
+  __m256 v[4];
+};
+
+GPTOSS_INLINE FloatBlock load_float_block(const float* p) {
+  return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8), _mm256_loadu_ps(p + 16),
+           _mm256_loadu_ps(p + 24)}};
+}
+GPTOSS_INLINE FloatBlock load_float_block(const bf16* p) {
+  return {{load_row_bf16(p), load_row_bf16(p + 8), load_row_bf16(p + 16), load_row_bf16(p + 24)}};
+}
+// Bits of the largest magnitude; 0x7f800000 or more when the block is not finite.
+GPTOSS_INLINE std::uint32_t max_magnitude_bits(const FloatBlock& block) {
+  __m256i largest = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    largest = _mm256_max_epu32(
+        largest, _mm256_and_si256(_mm256_castps_si256(block.v[i]), _mm256_set1_epi32(0x7fffffff)));
+  }
+  __m128i four =
+      _mm_max_epu32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+  four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
+  four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0xb1));
+  return static_cast<std::uint32_t>(_mm_cvtsi128_si32(four));
+}
+// q = round to nearest even(x / scale) within +-127, in kernel order; returns the sum of q.
+GPTOSS_INLINE std::int32_t quantize_block(const FloatBlock& block, float scale, std::int8_t* q) {
+  const __m256 divisor = _mm256_set1_ps(scale);
+  __m256i ints[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) ints[i] = _mm256_cvtps_epi32(_mm256_div_ps(block.v[i], divisor));
+  // The packs work on halves of 128 bits: dwords come out as a0 b0 c0 d0 a1 b1 c1 d1.
+  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(ints[0], ints[1]),
+                                            _mm256_packs_epi32(ints[2], ints[3]));
+  const __m256i natural = _mm256_max_epi8(
+      _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)),
+      _mm256_set1_epi8(-127));
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_shuffle_epi8(natural, order));
+  const __m256i sums =
+      _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), natural), _mm256_set1_epi16(1));
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+  return _mm_cvtsi128_si32(sum);
+}
+
+}  // namespace
+}  // namespace gptoss::cpu::GPTOSS_ISA

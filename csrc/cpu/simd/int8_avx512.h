@@ -1,0 +1,181 @@
+// The intrinsics of the int8 kernels on AVX-512 with VNNI. A lane is an output row: a tile is 16
+// rows. vpdpbusd multiplies unsigned by signed bytes, so a weight is stored with an offset added
+// (12 for MXFP4, 128 for dense) and a block's sum starts at -offset * sum(x); both are exact.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "cpu/simd/inline.h"
+#include "model/mxfp4.h"
+
+namespace gptoss::cpu::GPTOSS_ISA {
+namespace {
+
+constexpr std::int64_t kRowTile = 16;
+// Tokens and tiles of a register block: 12 float and 12 int32 accumulators of 32 registers; six
+// tokens share a weight load and two tiles share an activation broadcast.
+constexpr int kTokenGroup = 6;
+constexpr int kPanelTiles = 2;
+constexpr int kFloatTokens = 8;  // the same for float32 products: 8 block sums, 8 accumulators
+constexpr std::int32_t kMxfp4Offset = 12;
+constexpr std::int32_t kInt8Offset = 128;
+
+using RowFloats = __m512;  // one float32 a row
+using RowInts = __m512i;   // one int32 a row
+using RowBytes = __m512i;  // four bytes a row
+
+GPTOSS_INLINE RowFloats zero_row_floats() {
+  return _mm512_setzero_ps();
+}
+GPTOSS_INLINE RowFloats load_row_floats(const float* p) {
+  return _mm512_loadu_ps(p);
+}
+GPTOSS_INLINE RowFloats load_row_bf16(const bf16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+GPTOSS_INLINE void store_row_floats(float* p, RowFloats v) {
+  _mm512_storeu_ps(p, v);
+}
+GPTOSS_INLINE RowBytes load_row_bytes(const std::uint8_t* p) {
+  return _mm512_loadu_si512(p);
+}
+GPTOSS_INLINE void store_row_bytes(std::uint8_t* p, RowBytes v) {
+  _mm512_storeu_si512(p, v);
+}
+GPTOSS_INLINE RowFloats add_row_floats(RowFloats a, RowFloats b) {
+  return _mm512_add_ps(a, b);
+}
+// acc + w * x, one rounding.
+GPTOSS_INLINE RowFloats fma_row_floats(RowFloats w, float x, RowFloats acc) {
+  return _mm512_fmadd_ps(w, _mm512_set1_ps(x), acc);
+}
+GPTOSS_INLINE RowFloats fma_row_floats(RowFloats a, RowFloats b, RowFloats acc) {
+  return _mm512_fmadd_ps(a, b, acc);
+}
+// acc + (dot * x_scale) * w_scale: the product rounds once, the sum once.
+GPTOSS_INLINE RowFloats add_scaled_dot(RowFloats acc, RowInts dot, float x_scale,
+                                       RowFloats w_scale) {
+  const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(x_scale));
+  return _mm512_fmadd_ps(scaled, w_scale, acc);
+}
+
+// 16 bytes of every row of a row-major matrix: dword j of each row goes to out[j].
+GPTOSS_INLINE void load_row_dwords(const std::uint8_t* p, std::int64_t stride, RowBytes (&out)[4]) {
+  __m512i in[4];  // lane i of in[j] holds row 4 * i + j
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const std::uint8_t* row = p + j * stride;
+    const auto load = [&](int i) __attribute__((always_inline)) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 4 * i * stride));
+    };
+    in[j] = _mm512_castsi128_si512(load(0));
+    in[j] = _mm512_inserti32x4(in[j], load(1), 1);
+    in[j] = _mm512_inserti32x4(in[j], load(2), 2);
+    in[j] = _mm512_inserti32x4(in[j], load(3), 3);
+  }
+  const __m512i a = _mm512_unpacklo_epi32(in[0], in[1]);
+  const __m512i b = _mm512_unpacklo_epi32(in[2], in[3]);
+  const __m512i c = _mm512_unpackhi_epi32(in[0], in[1]);
+  const __m512i d = _mm512_unpackhi_epi32(in[2], in[3]);
+  out[0] = _mm512_unpacklo_epi64(a, b);
+  out[1] = _mm512_unpackhi_epi64(a, b);
+  out[2] = _mm512_unpacklo_epi64(c, d);
+  out[3] = _mm512_unpackhi_epi64(c, d);
+}
+
+// Doubled e2m1 values plus kMxfp4Offset of the low (half 0) or high nibbles.
+GPTOSS_INLINE RowBytes decode_nibbles(RowBytes codes, int half) {
+  const __m512i table = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m512i nibbles = half == 0 ? codes : _mm512_srli_epi16(codes, 4);
+  return _mm512_shuffle_epi8(table, _mm512_and_si512(nibbles, _mm512_set1_epi8(15)));
+}
+
+// The e2m1 value of nibble `index` (0 to 7) of every row's dword.
+GPTOSS_INLINE RowFloats decode_nibble_floats(RowBytes codes, int index) {
+  const __m512 table = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
+                                      -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+  // vpermps looks at the low four bits only.
+  return _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, _mm512_set1_epi32(4 * index)), table);
+}
+
+// e8m0 byte `index` (0 to 3) of every row's dword: 2^(byte - 127); 0 is the subnormal, 255 NaN.
+GPTOSS_INLINE RowFloats decode_scales(RowBytes bytes, int index) {
+  const __m512i byte = _mm512_and_si512(_mm512_srlv_epi32(bytes, _mm512_set1_epi32(8 * index)),
+                                        _mm512_set1_epi32(255));
+  const __m512i bits = _mm512_max_epu32(_mm512_slli_epi32(byte, 23), _mm512_set1_epi32(0x00400000));
+  const __mmask16 nan = _mm512_cmpeq_epi32_mask(byte, _mm512_set1_epi32(255));
+  return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc00000)));
+}
+
+// Exact products of a block: kTiles tiles, kTokens tokens. x: [kTokens][32], kernel order;
+// init: [kTokens], -offset * sum(x).
+template <int kTiles, int kTokens, typename Block>
+GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std::int32_t* init,
+                             RowInts (&dot)[kTiles][kTokens]) {
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) dot[tile][t] = _mm512_set1_epi32(init[t]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    RowBytes w[kTiles];
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) w[tile] = block.plane(tile, i);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+      std::int32_t quad;
+      __builtin_memcpy(&quad, x + t * 32 + i * 4, sizeof quad);
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile) {
+        dot[tile][t] = _mm512_dpbusd_epi32(dot[tile][t], w[tile], _mm512_set1_epi32(quad));
+      }
+    }
+  }
+}
+
+// 32 values of a row, to be quantised.
+struct FloatBlock {
+  __m512 v[2];
+};
+
+GPTOSS_INLINE FloatBlock load_float_block(const float* p) {
+  return {{_mm512_loadu_ps(p), _mm512_loadu_ps(p + 16)}};
+}
+GPTOSS_INLINE FloatBlock load_float_block(const bf16* p) {
+  return {{load_row_bf16(p), load_row_bf16(p + 16)}};
+}
+// Bits of the largest magnitude; 0x7f800000 or more when the block is not finite.
+GPTOSS_INLINE std::uint32_t max_magnitude_bits(const FloatBlock& block) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  return _mm512_reduce_max_epu32(
+      _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(block.v[0]), magnitude),
+                       _mm512_and_si512(_mm512_castps_si512(block.v[1]), magnitude)));
+}
+// q = round to nearest even(x / scale) within +-127, in kernel order; returns the sum of q.
+GPTOSS_INLINE std::int32_t quantize_block(const FloatBlock& block, float scale, std::int8_t* q) {
+  const __m512 divisor = _mm512_set1_ps(scale);
+  __m128i half[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_div_ps(block.v[i], divisor));
+    half[i] = _mm512_cvtsepi32_epi8(_mm512_max_epi32(rounded, _mm512_set1_epi32(-127)));
+  }
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  const __m256i bytes = _mm256_shuffle_epi8(_mm256_set_m128i(half[1], half[0]), order);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
+  const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+  return _mm_cvtsi128_si32(sum);
+}
+
+}  // namespace
+}  // namespace gptoss::cpu::GPTOSS_ISA
