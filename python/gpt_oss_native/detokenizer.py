@@ -11,6 +11,10 @@ import tiktoken
 from .errors import InvalidArgument
 from .tokenizer.ids import token_bytes
 
+# Python's decoder keeps the first two bytes of an encoded surrogate, though nothing can follow that
+# would make them text.
+_SURROGATE = (b"\xed\xa0", b"\xed\xbf")
+
 _new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -40,7 +44,10 @@ class StreamingDetokenizer:
         if data is None:
             data = self._learn(token)
         delta = self._decoder.decode(data)
-        self._waiting = bool(self._decoder.getstate()[0])
+        waiting = self._decoder.getstate()[0]
+        if len(waiting) == 2 and _SURROGATE[0] <= waiting <= _SURROGATE[1]:
+            return delta + self.flush()
+        self._waiting = bool(waiting)
         return delta
 
     def flush(self) -> str:

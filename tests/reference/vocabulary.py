@@ -25,7 +25,7 @@ PATTERN = (
 Pair = tuple[bytes, bytes]
 
 NUM_MERGES = 480
-_CORPUS = (
+CORPUS = (
     "The quick brown fox jumps over the lazy dog, and the dog doesn't mind: it's the fox's day. "
     "We're sure they've seen 100 of 1234 messages; I'll answer the user's question in the final "
     "channel. DON'T SHOUT, PLEASE. The analysis channel is for thinking about the question.\n"
@@ -34,7 +34,7 @@ _CORPUS = (
     "Großzügige Übergrößen, déjà vu, façade, señor, naïve. Привет, мир! Как дела у мира? "
     "Καλημέρα κόσμε. שלום עולם. مرحبا بالعالم. नमस्ते दुनिया। สวัสดีชาวโลก "
     "你好，世界。世界你好。こんにちは世界。안녕하세요 세계. 😀😀🎉👨‍👩‍👧‍👦 e\u0301e\u0301 \u00a0\u3000\u2003 "
-    "https://example.com/a/b?c=d&e=f#g {\"key\": [1, 2, 3], \"other\": null} <|not special|> "
+    'https://example.com/a/b?c=d&e=f#g {"key": [1, 2, 3], "other": null} <|not special|> '
     "+ 12 + 34 = 46, 7 * 8 = 56, 90 - 45 = 45; ====== ------ ...... !!!!\n\n\n\n"
     "                                " + "\t" * 8 + "    \n        \n"
 ) * 2
@@ -134,7 +134,7 @@ def harmony_special_tokens(first: int) -> dict[str, int]:
 
 @functools.cache
 def small_merges() -> tuple[Pair, ...]:
-    return tuple(train(_CORPUS, NUM_MERGES))
+    return tuple(train(CORPUS, NUM_MERGES))
 
 
 def small_ranks() -> dict[bytes, int]:

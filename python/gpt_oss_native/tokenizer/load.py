@@ -18,7 +18,7 @@ import tiktoken
 
 from ..errors import CheckpointError
 from .merges import MergeTable, find_disagreement
-from .patterns import GPT2_PATTERN, covers_every_text, find_anchor, with_gaps
+from .patterns import GPT2_PATTERN, covers_every_text, find_ambiguity, with_gaps
 
 _FILE_NAME = "tokenizer.json"
 _MAX_ID = 2**31 - 1
@@ -174,11 +174,11 @@ def _pattern_of_split(source: _Source, split: dict[str, Any]) -> str:
         regex = pattern["Regex"]
     else:
         source.fail(f"expected a pattern with a Regex or String, found {_kind(pattern)}")
-    anchor = find_anchor(regex)
-    if anchor is not None:
+    odd = find_ambiguity(regex)
+    if odd is not None:
         source.fail(
-            f"expected a split pattern without anchors, found {anchor} in {regex!r}: tokenizers "
-            "and tiktoken read it differently; rewrite the pattern with look-ahead"
+            f"expected a split pattern that means the same to tiktoken, found {odd} in {regex!r}; "
+            "rewrite the pattern without it"
         )
     how = (split.get("behavior"), bool(split.get("invert")))
     if how == ("Isolated", False):

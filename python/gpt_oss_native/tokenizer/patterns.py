@@ -35,9 +35,12 @@ SPACE_RUNS: dict[str, tuple[str, str]] = {
     GPT2_PATTERN: (_SPACES_BUT_NEWLINES + "\r\n", ""),
 }
 
-_ESCAPE_OR_CLASS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
-_LINE_ANCHOR = re.compile(r"[\^$]")
-_TEXT_ANCHORS = frozenset((r"\A", r"\z", r"\Z", r"\G"))
+# One escape or one class; a class within a class is cut short, which can only refuse too much.
+_ATOM = re.compile(r"\\[pPxu]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+# Anchors, and references to groups or to where the match starts.
+_AMBIGUOUS_ESCAPE = re.compile(r"\\[AzZGkKg1-9]")
+# Anchors of a line, flags that mean other things, and possessive counts.
+_AMBIGUOUS = re.compile(r"[\^$]|\(\?[a-z-]*[msx][a-z-]*[:)]|\}\+")
 
 
 def covers_every_text(pattern: str) -> bool:
@@ -45,17 +48,17 @@ def covers_every_text(pattern: str) -> bool:
     return pattern in SPACE_RUNS
 
 
-def find_anchor(pattern: str) -> str | None:
-    """The first anchor in `pattern`, which the two regex engines read differently, or None.
+def find_ambiguity(pattern: str) -> str | None:
+    """The first construct in `pattern` that the two regex engines read differently, or None.
 
-    The file's own engine (Oniguruma, Ruby syntax) ends lines at ``^`` and ``$``, tiktoken's does
-    not.
+    For the file's own engine (Oniguruma with Ruby's syntax) ``^`` and ``$`` are about lines,
+    ``(?m)`` is about the dot, and ``{1,3}+`` repeats; tiktoken's follows Perl.
     """
-    for token in _ESCAPE_OR_CLASS.findall(pattern):
-        if token in _TEXT_ANCHORS:
-            return str(token)
-    bare = _LINE_ANCHOR.search(_ESCAPE_OR_CLASS.sub("", pattern))
-    return bare.group() if bare else None
+    for atom in _ATOM.findall(pattern):
+        if _AMBIGUOUS_ESCAPE.fullmatch(atom):
+            return str(atom)
+    found = _AMBIGUOUS.search(_ATOM.sub("a", pattern))
+    return found.group() if found else None
 
 
 def with_gaps(pattern: str) -> str:
