@@ -53,7 +53,8 @@ ODD_TEXT = (
 def mutate_value(rng: random.Random, value: Any) -> Any:
     """`value`, a JSON tree, with one place in it changed."""
     value = copy.deepcopy(value)
-    parent, key = None, None
+    parent: Any = None
+    key: Any = None
     node = value
     while isinstance(node, (dict, list)) and node and (parent is None or rng.random() < 0.8):
         parent = node

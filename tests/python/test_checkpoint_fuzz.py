@@ -63,6 +63,7 @@ CORPUS: list[tuple[str | bytes, int, str]] = [
     (changed(shape=[], data_offsets=[0, 1]), 1, "yes"),
     (changed(dtype="F4", shape=[2], data_offsets=[0, 1]), 1, "yes"),
     (changed(dtype="F4", shape=[3], data_offsets=[0, 2]), 2, "no"),
+    (changed(dtype="F4", shape=[3], data_offsets=[0, 1]), 1, "no"),
     (changed(dtype="u8"), 4, "no"),
     (changed(dtype="C128"), 4, "no"),
     (changed(dtype=None), 4, "no"),

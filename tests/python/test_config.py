@@ -93,8 +93,7 @@ def test_both_spellings_say_the_same(name: str) -> None:
     shape = checkpoints.SHAPES[name]
     ours = parse_config(hugging_face_config(shape))
     flat = parse_config(checkpoints.original_config(shape))
-    tokens = {"eos_token_ids": (), "pad_token_id": None}  # the flat one names none
-    assert flat == dataclasses.replace(ours, **tokens)
+    assert flat == dataclasses.replace(ours, eos_token_ids=(), pad_token_id=None)
 
 
 def test_rope_parameters_of_newer_transformers_are_read() -> None:
