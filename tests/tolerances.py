@@ -1,10 +1,15 @@
 """Error bounds from lengths, norms and epsilons, and the one assertion that uses them.
 
 No test states a bare tolerance: it computes a bound, elementwise where it can, and a failure tells
-which share of it was used. Sums use the probabilistic bound of Higham and Mary (SIAM J. Sci.
-Comput. 41 (5), 2019): rounding errors of either sign grow as sqrt(k), whatever the order of the
-sum, and the deterministic k * eps would let a kernel lose three more bits unnoticed. With
-``CONFIDENCE`` 6 a correct kernel fails once in about 10^7 sums.
+which share of it was used. Bounds are probabilistic (Higham and Mary, SIAM J. Sci. Comput. 41 (5),
+2019, and 42 (5), 2020): the roundings of a sum have either sign and are relative to its partial
+sums, which for terms of either sign stay near the root of the sum of their squares. So
+
+    standard deviation = eps / sqrt(3) * sqrt(k) * (|terms|_2 + |sum|)
+
+whatever the order of the sum, and a bound is ``CONFIDENCE`` times that. The deterministic
+k * eps * sum |terms| is a thousand times larger at k = 2880: a kernel could lose ten bits, or a
+sink, unnoticed. Terms sorted by sign would break the assumption; no test makes them.
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Bound = float | npt.NDArray[np.float64]
+F64 = npt.NDArray[np.float64]
+Bound = float | F64
 
 EPS_F32 = 2.0**-24  # unit roundoff: half a unit in the last place
 EPS_BF16 = 2.0**-8
@@ -21,17 +27,24 @@ CONFIDENCE = 6.0
 TINY_F32 = float(np.finfo(np.float32).tiny)  # results below may be flushed or subnormal
 
 
+def sum_bound(k: int, terms: Bound, total: Bound, eps: float = EPS_F32) -> F64:
+    """Bound of a sum of k rounded terms, from the norm of the terms and the size of the sum."""
+    norms = np.asarray(terms, dtype=np.float64) + np.abs(np.asarray(total, dtype=np.float64))
+    bound: F64 = CONFIDENCE * eps * np.sqrt((k + 2.0) / 3.0) * norms + TINY_F32
+    return bound
+
+
 def dot_bound(
     k: int, a: npt.ArrayLike, b: npt.ArrayLike, eps: float = EPS_F32, *, input_eps: float = 0.0
-) -> Bound:
+) -> F64:
     """Bound of a dot product of length k, of vectors with norms a and b (broadcast), accumulated
     with unit roundoff eps, of inputs rounded with input_eps before (0: they were exact).
 
-    Each |a_i b_i| sums to at most |a| |b| (Cauchy-Schwarz); a product and k additions round.
+    From norms alone the terms and the sum can be as large as |a| |b|; ``linear_bound`` knows the
+    vectors and is some sqrt(k) tighter.
     """
     norms = np.abs(np.asarray(a, dtype=np.float64)) * np.abs(np.asarray(b, dtype=np.float64))
-    # An input's relative errors meet products of any sign: sqrt(sum (a_i b_i)^2) <= |a| |b|.
-    return (CONFIDENCE * np.sqrt(k + 1.0) * eps + 2.0 * input_eps) * norms + TINY_F32
+    return sum_bound(k, norms, norms, eps) + 2.0 * input_eps * norms
 
 
 def linear_bound(
@@ -43,26 +56,25 @@ def linear_bound(
     x_eps: float = 0.0,
     weight_eps: float = 0.0,
     output_eps: float = EPS_F32,
-) -> npt.NDArray[np.float64]:
+) -> F64:
     """Elementwise bound of x [tokens][k] times weight [n][k] transposed (plus bias [n]).
 
     eps is the accumulation's unit roundoff; x_eps and weight_eps the relative rounding of the
     inputs (EPS_BF16 for bfloat16 activations); output_eps that of the stored result.
     """
-    x, w = np.abs(np.asarray(x, dtype=np.float64)), np.abs(np.asarray(weight, dtype=np.float64))
-    k = x.shape[-1]
-    magnitude = x @ w.T
-    extra = 0.0 if bias is None else np.abs(np.asarray(bias, dtype=np.float64))
-    # Input roundings are independent and of either sign: their errors add as the root of squares.
-    spread = np.sqrt((x * x) @ (w * w).T)
-    inputs = CONFIDENCE * (x_eps + weight_eps) * spread
-    rounding = CONFIDENCE * np.sqrt(k + 1.0) * eps + output_eps
-    return rounding * (magnitude + extra) + inputs + TINY_F32
+    x, w = np.asarray(x, dtype=np.float64), np.asarray(weight, dtype=np.float64)
+    terms = np.sqrt((x * x) @ (w * w).T)
+    total = np.abs(x @ w.T)
+    if bias is not None:
+        total = total + np.abs(np.asarray(bias, dtype=np.float64))
+    # Input roundings are independent and of either sign: they add as the root of squares, too.
+    inputs = CONFIDENCE * (x_eps + weight_eps) / np.sqrt(3.0) * terms
+    return sum_bound(x.shape[-1], terms, total, eps) + inputs + output_eps * total
 
 
 def int8_linear_bound(
     x: npt.ArrayLike, weight: npt.ArrayLike, *, quantized_weight: bool, block: int = 32
-) -> npt.NDArray[np.float64]:
+) -> F64:
     """Elementwise distance of an int8 product of x [tokens][k] and weight [n][k] from the exact
     one.
 
@@ -70,7 +82,7 @@ def int8_linear_bound(
     """
     x, w = np.asarray(x, dtype=np.float64), np.asarray(weight, dtype=np.float64)
 
-    def step_squares(a: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def step_squares(a: npt.NDArray[np.float64]) -> F64:
         amax = np.abs(a.reshape(*a.shape[:-1], -1, block)).max(axis=-1)
         return np.repeat((amax / 127.0) ** 2 / 12.0, block, axis=-1)
 
@@ -92,19 +104,49 @@ def softmax_bound(expected: npt.ArrayLike, largest_logit: float, eps: float = EP
 
 
 def attention_bound(
-    q: npt.ArrayLike, keys: npt.ArrayLike, values: npt.ArrayLike, *, eps: float = EPS_F32
-) -> float:
-    """Bound of every output of ``attention`` on q, keys, values [...][size]: the scores' absolute
-    error shifts the weights relatively, and the weighted mean of the values adds its own
-    rounding."""
-    size = np.shape(q)[-1]
-    history = len(np.asarray(keys))
-    q_norm = np.linalg.norm(np.asarray(q, dtype=np.float64), axis=-1).max(initial=0.0)
-    k_norm = np.linalg.norm(np.asarray(keys, dtype=np.float64), axis=-1).max(initial=0.0)
-    largest = np.abs(np.asarray(values, dtype=np.float64)).max(initial=0.0)
-    score_error = np.max(dot_bound(size, q_norm, k_norm, eps)) / np.sqrt(size)
-    score_error += eps * q_norm * k_norm / np.sqrt(size)  # the exponential's argument is rounded
-    return float((2 * score_error + CONFIDENCE * np.sqrt(history + 8.0) * eps) * largest + TINY_F32)
+    q: npt.ArrayLike,
+    keys: npt.ArrayLike,
+    values: npt.ArrayLike,
+    sinks: npt.ArrayLike,
+    *,
+    positions: npt.ArrayLike,
+    window: int | None = None,
+    eps: float = EPS_F32,
+) -> F64:
+    """Elementwise bound of ``attention`` with these arguments (keys at positions 0, 1, 2, ...).
+
+    A score's absolute error is its weight's relative error, which moves the result by the weight
+    times (value - result); errors of different keys are independent. The exponential may be biased
+    by two roundoffs. eps is that of scores, weights and accumulation alike.
+    """
+    q, keys, values = (np.asarray(a, dtype=np.float64) for a in (q, keys, values))
+    sinks = np.asarray(sinks, dtype=np.float64)
+    heads, size = q.shape[1:]
+    group = heads // keys.shape[1]
+    distance = np.asarray(positions)[:, None] - np.arange(len(keys))[None, :]
+    visible = (distance >= 0) & (distance < (np.inf if window is None else window))
+    bound = np.empty(q.shape)
+    for head in range(heads):
+        seen = visible.any(axis=0)[:, None]
+        k = np.where(seen, keys[:, head // group], 0.0)
+        v = np.where(seen, values[:, head // group], 0.0)
+        root = np.sqrt(size)
+        scores = q[:, head] @ k.T / root
+        top = np.maximum(np.where(visible, scores, -np.inf).max(axis=-1), sinks[head])[:, None]
+        weights = np.where(visible, np.exp(np.minimum(scores - top, 0.0)), 0.0)
+        weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sinks[head] - top)
+        out = (weights @ v)[:, None, :]
+        products = np.sqrt(q[:, head] ** 2 @ (k**2).T) / root
+        score_error = np.sqrt((size + 2.0) / 3.0) * (products + np.abs(scores))
+        score_error += np.abs(scores - top) + 4.0
+        moved = (weights * score_error)[:, :, None] * np.abs(v[None] - out)
+        spread = np.sqrt(np.sum(moved**2, axis=1))
+        terms = np.sqrt((weights**2) @ (v**2))
+        seen_keys = visible.sum(axis=-1, keepdims=True) + 8.0
+        summed = np.sqrt(seen_keys / 3.0) * (terms + np.abs(out[:, 0]))
+        biased = 2.0 * (weights @ np.abs(v))
+        bound[:, head] = eps * (CONFIDENCE * (spread + summed) + biased) + TINY_F32
+    return bound
 
 
 def assert_within(
@@ -138,7 +180,20 @@ def assert_within(
     )
 
 
-def relative_error(actual: npt.ArrayLike, expected: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def relative_error(actual: npt.ArrayLike, expected: npt.ArrayLike) -> F64:
     """Relative error of each row in the Euclidean norm; NaN where a row holds one."""
     found, want = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     return np.linalg.norm(found - want, axis=-1) / np.linalg.norm(want, axis=-1)
+
+
+def kl_divergence(actual: npt.ArrayLike, expected: npt.ArrayLike) -> F64:
+    """KL(expected || actual) in nats of each row of logits; NaN where a row holds one."""
+
+    def log_probabilities(logits: npt.ArrayLike) -> F64:
+        x = np.asarray(logits, dtype=np.float64)
+        x = x - x.max(axis=-1, keepdims=True)
+        log_sum: npt.NDArray[np.float64] = np.log(np.exp(x).sum(axis=-1, keepdims=True))
+        return x - log_sum
+
+    found, want = log_probabilities(actual), log_probabilities(expected)
+    return np.sum(np.exp(want) * (want - found), axis=-1)
