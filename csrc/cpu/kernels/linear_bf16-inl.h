@@ -1,0 +1,185 @@
+// linear_bf16: x float32 [num_tokens][cols] times weight bf16 [rows][cols] transposed, plus bias
+// [rows], stored to or added to out float32 [num_tokens][rows]. Moves 2 * rows * cols bytes of
+// weights a block of tokens; 2 * num_tokens * rows * cols operations.
+//
+// Lanes run along the columns: lane l of an output's sum takes columns l, l + kLanes, ... in order,
+// and reduce_add joins the lanes. That is every output's order, whatever is computed beside it. Few
+// tokens read the weights in place; many share rows widened to float32 in chunks that fit L1.
+#pragma once
+
+#include "backend/op_args.h"
+
+namespace gptoss::cpu::GPTOSS_ISA {
+namespace {
+
+// Tokens and rows of one micro-kernel over widened weights: their product fills the registers.
+constexpr int kTokenTile = kAccumulators >= 24 ? 4 : kAccumulators >= 12 ? 3 : 2;
+constexpr int kPanelRows = kAccumulators / kTokenTile;
+constexpr std::int64_t kPanelCols = 512;
+// Tokens that share widened weights. Their activations (64 * 2880 * 4 bytes) stay in L2.
+constexpr std::int64_t kTokenBlock = 64;
+static_assert(kPanelCols % kLanes == 0);
+
+struct LinearBf16Scratch {
+  float panel[kPanelRows * kPanelCols];           // [kPanelRows][kPanelCols]
+  float sums[kTokenBlock * kPanelRows * kLanes];  // by token tile: [kPanelRows][tokens][kLanes]
+};
+
+// Rows at a time when the weights are read in place: enough independent sums to hide the latency
+// of fma, and enough streams for the memory.
+template <int kTokens>
+constexpr int kDirectRows = kAccumulators / kTokens < 8 ? kAccumulators / kTokens : 8;
+
+template <int kRows, int kTokens, typename Weight>
+GPTOSS_INLINE void add_products(const Weight* const (&weight)[kRows],
+                                const float* const (&x)[kTokens], std::int64_t cols,
+                                F32 (&sums)[kRows][kTokens]) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= cols; i += kLanes) {
+    F32 v[kTokens];
+    for (int t = 0; t < kTokens; ++t) v[t] = load(x[t] + i);
+    for (int r = 0; r < kRows; ++r) {
+      const F32 w = load(weight[r] + i);
+      for (int t = 0; t < kTokens; ++t) sums[r][t] = fma(w, v[t], sums[r][t]);
+    }
+  }
+  if (i < cols) {
+    F32 v[kTokens];
+    for (int t = 0; t < kTokens; ++t) v[t] = load_partial(x[t] + i, cols - i);
+    for (int r = 0; r < kRows; ++r) {
+      const F32 w = load_partial(weight[r] + i, cols - i);
+      for (int t = 0; t < kTokens; ++t) sums[r][t] = fma(w, v[t], sums[r][t]);
+    }
+  }
+}
+
+// Rows from row_end on were computed from a repeated row and are dropped.
+template <int kRows, int kTokens>
+GPTOSS_INLINE void store_outputs(const LinearBf16Args& args, std::int64_t token, std::int64_t row,
+                                 std::int64_t row_end, const F32 (&sums)[kRows][kTokens]) {
+  constexpr int kProducts = kRows * kTokens;
+  float products[kProducts];
+  const F32* s = &sums[0][0];
+  int i = 0;
+  for (; i + 4 <= kProducts; i += 4) reduce_add4(s[i], s[i + 1], s[i + 2], s[i + 3], products + i);
+  for (; i < kProducts; ++i) products[i] = reduce_add(s[i]);
+  const int count = row_end - row < kRows ? static_cast<int>(row_end - row) : kRows;
+  for (int t = 0; t < kTokens; ++t) {
+    float* out = args.out.row(token + t) + row;
+    for (int r = 0; r < count; ++r) {
+      float value = products[r * kTokens + t];
+      if (args.bias != nullptr) value += to_float(args.bias[row + r]);
+      out[r] = args.epilogue == Epilogue::kAdd ? out[r] + value : value;
+    }
+  }
+}
+
+// All tokens of x, at most kTokenTile, with the weights read in place.
+template <int kTokens>
+void linear_bf16_direct(const LinearBf16Args& args, Range rows) {
+  constexpr int kRows = kDirectRows<kTokens>;
+  const float* x[kTokens];
+  for (int t = 0; t < kTokens; ++t) x[t] = args.x.row(t);
+  for (std::int64_t row = rows.begin; row < rows.end; row += kRows) {
+    const bf16* weight[kRows];
+    F32 sums[kRows][kTokens];
+    for (int r = 0; r < kRows; ++r) {
+      weight[r] = args.weight.row(row + r < rows.end ? row + r : rows.end - 1);
+      for (int t = 0; t < kTokens; ++t) sums[r][t] = zero();
+    }
+    add_products(weight, x, args.weight.cols, sums);
+    store_outputs(args, 0, row, rows.end, sums);
+  }
+}
+
+template <int kTokens>
+GPTOSS_INLINE void linear_bf16_few(const LinearBf16Args& args, Range rows) {
+  if (args.x.rows == kTokens) {
+    linear_bf16_direct<kTokens>(args, rows);
+  } else if constexpr (kTokens > 1) {
+    linear_bf16_few<kTokens - 1>(args, rows);
+  }
+}
+
+// One chunk of columns of a panel of rows, and the tokens of a block.
+struct PanelChunk {
+  const float* panel;  // [kPanelRows][kPanelCols]
+  std::int64_t row;
+  std::int64_t row_end;
+  std::int64_t col;
+  std::int64_t cols;  // of this chunk
+};
+
+template <int kTokens>
+void add_panel_chunk(const LinearBf16Args& args, const PanelChunk& chunk, std::int64_t token,
+                     float* stored) {
+  const float* x[kTokens];
+  const float* weight[kPanelRows];
+  F32 sums[kPanelRows][kTokens];
+  for (int t = 0; t < kTokens; ++t) x[t] = args.x.row(token + t) + chunk.col;
+  for (int r = 0; r < kPanelRows; ++r) {
+    weight[r] = chunk.panel + r * kPanelCols;
+    for (int t = 0; t < kTokens; ++t) {
+      sums[r][t] = chunk.col == 0 ? zero() : load(stored + (r * kTokens + t) * kLanes);
+    }
+  }
+  add_products(weight, x, chunk.cols, sums);
+  if (chunk.col + chunk.cols == args.weight.cols) {
+    store_outputs(args, token, chunk.row, chunk.row_end, sums);
+    return;
+  }
+  for (int r = 0; r < kPanelRows; ++r) {
+    for (int t = 0; t < kTokens; ++t) store(stored + (r * kTokens + t) * kLanes, sums[r][t]);
+  }
+}
+
+// The next tokens of the block, kTokenTile of them or what is left.
+template <int kTokens>
+GPTOSS_INLINE void add_tokens(const LinearBf16Args& args, const PanelChunk& chunk,
+                              std::int64_t token, std::int64_t left, float* stored) {
+  if (left >= kTokens) {
+    add_panel_chunk<kTokens>(args, chunk, token, stored);
+  } else if constexpr (kTokens > 1) {
+    add_tokens<kTokens - 1>(args, chunk, token, left, stored);
+  }
+}
+
+GPTOSS_INLINE void widen_panel(const LinearBf16Args& args, const PanelChunk& chunk, float* panel) {
+  for (int r = 0; r < kPanelRows; ++r) {
+    const std::int64_t row = chunk.row + r < chunk.row_end ? chunk.row + r : chunk.row_end - 1;
+    const bf16* weight = args.weight.row(row) + chunk.col;
+    float* to = panel + r * kPanelCols;
+    std::int64_t i = 0;
+    for (; i + kLanes <= chunk.cols; i += kLanes) store(to + i, load(weight + i));
+    if (i < chunk.cols) store(to + i, load_partial(weight + i, chunk.cols - i));
+  }
+}
+
+void linear_bf16_block(const LinearBf16Args& args, Range rows, Range tokens,
+                       LinearBf16Scratch* scratch) {
+  const std::int64_t cols = args.weight.cols;
+  for (std::int64_t row = rows.begin; row < rows.end; row += kPanelRows) {
+    for (std::int64_t col = 0; col < cols; col += kPanelCols) {
+      const PanelChunk chunk{scratch->panel, row, rows.end, col,
+                             cols - col < kPanelCols ? cols - col : kPanelCols};
+      widen_panel(args, chunk, scratch->panel);
+      float* stored = scratch->sums;
+      for (std::int64_t token = tokens.begin; token < tokens.end; token += kTokenTile) {
+        add_tokens<kTokenTile>(args, chunk, token, tokens.end - token, stored);
+        stored += kPanelRows * kTokenTile * kLanes;
+      }
+    }
+  }
+}
+
+void linear_bf16(const LinearBf16Args& args, Range rows, std::byte* scratch) {
+  const std::int64_t num_tokens = args.x.rows;
+  if (num_tokens <= kTokenTile) return linear_bf16_few<kTokenTile>(args, rows);
+  for (std::int64_t token = 0; token < num_tokens; token += kTokenBlock) {
+    const Range block{token, num_tokens - token < kTokenBlock ? num_tokens : token + kTokenBlock};
+    linear_bf16_block(args, rows, block, reinterpret_cast<LinearBf16Scratch*>(scratch));
+  }
+}
+
+}  // namespace
+}  // namespace gptoss::cpu::GPTOSS_ISA
