@@ -4,6 +4,8 @@ Nothing here imports the package under test: ranks and merges come from the defi
 byte-pair encoding, in its slowest and plainest form.
 """
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import functools
@@ -11,6 +13,7 @@ import json
 import re
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 # The o200k pattern, spelled out a second time on purpose.
@@ -33,7 +36,8 @@ CORPUS = (
     "    for index in range(1, 10):\n\t\tprint(index, question[index:])\r\n\r\n"
     "Großzügige Übergrößen, déjà vu, façade, señor, naïve. Привет, мир! Как дела у мира? "
     "Καλημέρα κόσμε. שלום עולם. مرحبا بالعالم. नमस्ते दुनिया। สวัสดีชาวโลก "
-    "你好，世界。世界你好。こんにちは世界。안녕하세요 세계. 😀😀🎉👨‍👩‍👧‍👦 e\u0301e\u0301 \u00a0\u3000\u2003 "
+    "你好，世界。世界你好。こんにちは世界。안녕하세요 세계. "
+    "😀😀🎉👨‍👩‍👧‍👦 e\u0301e\u0301 \u00a0\u3000\u2003 "
     'https://example.com/a/b?c=d&e=f#g {"key": [1, 2, 3], "other": null} <|not special|> '
     "+ 12 + 34 = 46, 7 * 8 = 56, 90 - 45 = 45; ====== ------ ...... !!!!\n\n\n\n"
     "                                " + "\t" * 8 + "    \n        \n"
@@ -206,3 +210,12 @@ def small_tokenizer_dict(**changes: Any) -> dict[str, Any]:
 
 def small_tokenizer_json(**changes: Any) -> str:
     return json.dumps(small_tokenizer_dict(**changes), ensure_ascii=False)
+
+
+def write_tokenizer(directory: Path, content: dict[str, Any] | str | bytes) -> Path:
+    """Writes ``tokenizer.json`` into `directory` and gives its path."""
+    if isinstance(content, dict):
+        content = json.dumps(content, ensure_ascii=False)
+    path = directory / "tokenizer.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
