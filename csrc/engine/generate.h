@@ -1,0 +1,74 @@
+// One generation on a session, driven a token at a time.
+//
+// The session's tokens are always the prompt plus what was returned, a stop token included; the
+// last of them has no keys and values yet and is forwarded first next time. So a generation may be
+// left at any moment and nothing is lost. If something else changes the session meanwhile, the
+// generation is over and `next` says so.
+//
+// Threads: one at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/sampler.h"
+#include "engine/session.h"
+
+namespace gptoss {
+
+struct GenerateOptions {
+  SamplingOptions sampling;
+  std::vector<std::int32_t> stop_tokens;       // returned as the last token
+  std::optional<std::int64_t> max_new_tokens;  // none: until the session is full
+};
+
+enum class FinishReason {
+  kNone,    // more to come
+  kStop,    // a stop token
+  kLength,  // max_new_tokens, or the session is full
+  kClosed,  // closed before its end
+};
+
+class Generation {
+ public:
+  // Checks everything that can be checked before anything is forwarded. An empty prompt continues
+  // what the session holds.
+  Generation(std::shared_ptr<Session> session, std::vector<std::int32_t> prompt,
+             GenerateOptions options);
+  ~Generation() { close(); }
+  Generation(const Generation&) = delete;
+  Generation& operator=(const Generation&) = delete;
+
+  // The next token, or none when finished. After an exception it may be called again: what was
+  // forwarded is kept, so that another mask can be tried.
+  std::optional<SampledToken> next(const TokenMask* mask = nullptr, const CancelCheck& cancel = {});
+  void close() noexcept;
+
+  FinishReason finish_reason() const { return finish_reason_; }
+  std::int64_t num_generated() const { return num_generated_; }
+  std::uint64_t seed() const { return sampler_.seed(); }
+
+ private:
+  static Sampler make_sampler(Session& session, std::span<const std::int32_t> prompt,
+                              const GenerateOptions& options);
+  void forward_next(SessionUse& use, const CancelCheck& cancel);
+  void finish(FinishReason reason) noexcept;
+  void check_not_moved(const SessionUse& use) const;
+
+  const std::shared_ptr<Session> session_;
+  std::shared_ptr<ModelCore> core_;  // while the generation is registered with its scheduler
+  std::vector<std::int32_t> prompt_;
+  const GenerateOptions options_;
+  Sampler sampler_;
+  std::vector<float> logits_;  // [vocab]
+  bool has_logits_ = false;    // of the session's last token
+  bool started_ = false;
+  std::uint64_t version_ = 0;  // of the session, as this generation left it
+  std::int64_t num_generated_ = 0;
+  FinishReason finish_reason_ = FinishReason::kNone;
+};
+
+}  // namespace gptoss
