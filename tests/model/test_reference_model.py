@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from reference import ops
 from reference.checkpoints import SHAPES, TINY, Checkpoint, random_checkpoint, random_shape
 from reference.model import ReferenceModel, Trace
@@ -133,7 +132,7 @@ def test_checkpoints_exceed_the_clamp_and_use_their_sinks(rng: np.random.Generat
     x = ops.rms_norm(trace.hidden[1], np.ones(TINY.hidden_size))
     weight = checkpoint.experts("model.layers.1.mlp.experts.gate_up_proj")[0]
     beyond = np.mean(np.abs(ops.linear(x, weight)) > TINY.swiglu_limit)
-    assert 0.002 < beyond < 0.2
+    assert 0.01 < beyond < 0.3
     assert np.std(trace.logits) > 1.0
 
     without = dict(checkpoint.tensors)
@@ -141,7 +140,7 @@ def test_checkpoints_exceed_the_clamp_and_use_their_sinks(rng: np.random.Generat
         name = f"model.layers.{layer}.self_attn.sinks"
         without[name] = ops.bf16_bits(np.full(TINY.num_attention_heads, -1e4))
     deaf = ReferenceModel(dataclasses.replace(checkpoint, tensors=without)).forward(tokens)
-    assert np.median(relative_error(deaf.logits, trace.logits)) > 0.05
+    assert np.median(relative_error(deaf.logits, trace.logits)) > 0.02
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from cases import SMALL_ATTENTION, AttentionCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from cases import SMALL_ATTENTION, AttentionCase
 from reference import mxfp4, ops
 
 torch = pytest.importorskip("torch")
@@ -211,7 +210,8 @@ def test_swiglu_clamps_the_gate_above_only_and_up_on_both_sides() -> None:
     assert one(1.0, 9.0) == pytest.approx(expected(1.0, 7.0))
     assert one(1.0, -9.0) == pytest.approx(expected(1.0, -7.0))
     assert one(-1e6, 2.0) == 0.0
-    assert math.isnan(one(math.nan, 1.0)) and math.isnan(one(1.0, math.nan))
+    assert math.isnan(one(math.nan, 1.0))
+    assert math.isnan(one(1.0, math.nan))
 
 
 def test_moe_weighs_the_second_bias_too(rng: np.random.Generator) -> None:
@@ -238,7 +238,8 @@ def test_bf16_rounding_agrees_with_torch(value: float) -> None:
 def test_int8_codes_are_symmetric_and_within_half_a_step(values: list[float]) -> None:
     x = np.array(values)
     codes, scales = ops.quantize_int8(x)
-    assert codes.dtype == np.int8 and scales.dtype == np.float32
+    assert codes.dtype == np.int8
+    assert scales.dtype == np.float32
     assert codes.min() >= -127
     np.testing.assert_array_equal(ops.quantize_int8(-x)[0], -codes)
     step = float(scales[0])
@@ -252,7 +253,8 @@ def test_int8_of_a_block_with_a_non_finite_value_is_nan(bad: float) -> None:
     x = np.ones(64)
     x[40] = bad
     codes, scales = ops.quantize_int8(x)
-    assert scales[0] == np.float32(1 / 127) and np.isnan(scales[1])
+    assert scales[0] == np.float32(1 / 127)
+    assert np.isnan(scales[1])
     assert not codes[32:].any()
     assert np.isnan(ops.linear_int8(x, np.ones((1, 64)), quantize_weight=False)).all()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from reference.sampling import SamplingOptions, distribution
 
 VOCAB = 301

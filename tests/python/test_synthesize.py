@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
 from gpt_oss_native import CheckpointError, InvalidArgument
 from gpt_oss_native import synthesize as module
 from gpt_oss_native.safetensors_writer import TensorSpec, write_safetensors
@@ -128,7 +127,8 @@ def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
     )
     total = sum(spec.nbytes for spec in hugging_face_tensors(PRESETS["tiny"]))
     done = [d for d, _ in calls]
-    assert done == sorted(done) and done[-1] == total
+    assert done == sorted(done)
+    assert done[-1] == total
     assert {t for _, t in calls} == {total}
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gpt_oss_native.synthesize import Shape, hugging_face_config
 from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.utils import logging as transformers_logging
-
-from gpt_oss_native.synthesize import Shape, hugging_face_config
 
 from .checkpoints import Checkpoint
 from .model import Trace
