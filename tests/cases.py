@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,19 @@ SMALL_MOE = (
 TOKENS = (1, 2, 3, 5, 8, 17, 33, 64)
 # History lengths around pages, windows and split points.
 HISTORIES = (1, 7, 63, 64, 65, 128, 129, 255, 511, 1023)
+
+
+def strided(array: npt.NDArray[Any], *, padding: int = 5) -> npt.NDArray[Any]:
+    """Return the same values in rows further apart than they are long.
+
+    Between the rows lies what must never be read: NaN (of bfloat16 bits too), or for other integers
+    their largest value.
+    """
+    shape = (*array.shape[:-1], array.shape[-1] + padding)
+    if np.issubdtype(array.dtype, np.floating):
+        fill: float = np.nan
+    else:
+        fill = 0x7FC0 if array.dtype == np.uint16 else np.iinfo(array.dtype).max
+    wide = np.full(shape, fill, dtype=array.dtype)
+    wide[..., : array.shape[-1]] = array
+    return wide[..., : array.shape[-1]]
