@@ -45,14 +45,12 @@ def test_distribution_agrees_with_transformers(
     for _ in range(20):
         logits = 3 * rng.standard_normal(VOCAB)
         history = [int(token) for token in rng.integers(0, VOCAB, 50)]
-        found = distribution(logits, history, options)
+        found = distribution(logits, options, prompt=history[:20], output=history[20:])
         np.testing.assert_allclose(found, theirs(logits, history, options), atol=1e-12)
 
 
-def probabilities(
-    logits: list[float], history: tuple[int, ...] = (), **options: float
-) -> list[float]:
-    return [float(p) for p in distribution(np.array(logits), history, SamplingOptions(**options))]
+def probabilities(logits: list[float], **options: float) -> list[float]:
+    return [float(p) for p in distribution(np.array(logits), SamplingOptions(**options))]
 
 
 def test_temperature_zero_takes_the_lowest_of_equal_maxima() -> None:
@@ -70,17 +68,17 @@ def test_top_p_keeps_the_token_that_crosses_it_and_at_least_one() -> None:
     assert probabilities(logits, top_p=1.0) == pytest.approx([0.5, 0.3, 0.2])
 
 
-def test_presence_counts_once_and_frequency_every_time() -> None:
+def test_presence_counts_once_and_frequency_every_time_and_neither_the_prompt() -> None:
     logits = np.zeros(3)
     options = SamplingOptions(presence_penalty=1.0, frequency_penalty=0.5)
-    p = distribution(logits, [1, 1, 2], options)
+    p = distribution(logits, options, prompt=[0, 1, 2], output=[1, 1, 2])
     np.testing.assert_allclose(np.log(p / p[0]), [0.0, -2.0, -1.5])
 
 
 def test_bias_and_mask_come_before_everything_else() -> None:
     allowed = np.array([True, True, False, True])
     options = SamplingOptions(logit_bias={1: 3.0, 2: 100.0}, allowed=allowed, top_k=2)
-    p = distribution(np.array([1.0, 0.0, 0.0, 0.0]), [], options)
+    p = distribution(np.array([1.0, 0.0, 0.0, 0.0]), options)
     np.testing.assert_allclose(p, np.exp([1.0, 3.0, -np.inf, -np.inf]) / (np.e + np.e**3))
 
 
@@ -89,6 +87,6 @@ def test_a_penalty_of_a_forbidden_token_does_not_make_nan() -> None:
     options = SamplingOptions(
         allowed=allowed, repetition_penalty=1.5, presence_penalty=1.0, frequency_penalty=1.0
     )
-    p = distribution(np.zeros(3), [0, 0, 1], options)
+    p = distribution(np.zeros(3), options, output=[0, 0, 1])
     assert p[0] == 0.0
     assert p.sum() == pytest.approx(1.0)

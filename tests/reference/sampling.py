@@ -1,12 +1,13 @@
-"""The sampler in float64: logits and history in, the exact distribution of the next token out.
+"""The sampler in float64: logits and what came before in, the next token's exact distribution out.
 
 The order is transformers' and vLLM's: logit bias, mask, penalties, temperature, top-k, top-p,
 min-p. llama.cpp applies the temperature last by default, which makes top-p and min-p see other
 probabilities; OpenAI's API offers temperature and top-p only, in this order. Where those disagree:
 
-- repetition penalty (CTRL, arXiv 1909.05858; transformers): for each token of the history once,
-  a positive logit is divided by it and a negative one multiplied.
-- frequency and presence penalty (OpenAI): logit -= count * frequency + (count > 0) * presence.
+- repetition penalty (CTRL, arXiv 1909.05858; transformers): for each token of the prompt or
+  the output once, a positive logit is divided by it and a negative one multiplied.
+- frequency and presence penalty (OpenAI), over the output only: logit -= count * frequency +
+  (count > 0) * presence.
 - top-k keeps exactly k; of equal logits at the boundary the lower ids stay (transformers keeps
   all).
 - top-p keeps the smallest set, most probable first, lower ids first among equals, whose probability
@@ -41,25 +42,38 @@ class SamplingOptions:
     allowed: npt.NDArray[np.bool_] | None = None  # [vocab]; False is never sampled
 
 
-def adjusted_logits(logits: F64, history: Iterable[int], options: SamplingOptions) -> F64:
+def adjusted_logits(
+    logits: F64,
+    options: SamplingOptions,
+    *,
+    prompt: Iterable[int] = (),
+    output: Iterable[int] = (),
+) -> F64:
     """Return the logits [vocab] after bias, mask and penalties, before temperature."""
     out = np.array(logits, dtype=np.float64)
     for token, bias in options.logit_bias.items():
         out[token] += bias
     if options.allowed is not None:
         out[~options.allowed] = -np.inf
-    count = np.bincount(np.asarray(list(history), dtype=np.int64), minlength=len(out))
+    count = np.bincount(np.array([*output], dtype=np.int64), minlength=len(out))
     seen = count > 0
+    seen[np.array([*prompt], dtype=np.int64)] = True
     penalised = np.where(
         out > 0, out / options.repetition_penalty, out * options.repetition_penalty
     )
     out = np.where(seen, penalised, out)
-    return out - count * options.frequency_penalty - seen * options.presence_penalty
+    return out - count * options.frequency_penalty - (count > 0) * options.presence_penalty
 
 
-def distribution(logits: F64, history: Iterable[int], options: SamplingOptions) -> F64:
+def distribution(
+    logits: F64,
+    options: SamplingOptions,
+    *,
+    prompt: Iterable[int] = (),
+    output: Iterable[int] = (),
+) -> F64:
     """Return the probability [vocab] of each token to be sampled next."""
-    out = adjusted_logits(logits, history, options)
+    out = adjusted_logits(logits, options, prompt=prompt, output=output)
     order = np.argsort(-out, kind="stable")  # most probable first, lower id first among equals
     if options.temperature == 0:
         return np.eye(1, len(out), order[0])[0]
