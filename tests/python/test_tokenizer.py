@@ -102,7 +102,7 @@ def test_ids_equal_tiktokens_o200k_harmony_on_nasty_text(
         text = nasty_text(rng, size=30)
         assert encode_text(encoding, text) == harmony_tiktoken.encode_ordinary(text)
     characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
-    for text in ("".join(characters), "a ".join(characters[:0x20000])):
+    for text in ("".join(characters), "a ".join(characters[:0x3400])):
         assert encode_text(encoding, text) == harmony_tiktoken.encode_ordinary(text)
     for name, token in special_ids(encoding).items():
         assert harmony_tiktoken.encode(name, allowed_special="all") == [token]

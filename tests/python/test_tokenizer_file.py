@@ -286,3 +286,24 @@ def test_the_nano_tokenizer_equals_the_tokenizers_library(rng: np.random.Generat
     for size in (50_000, *[20] * 200):
         text = nasty_text(rng, size=size, old_only=True).replace("<|", "<!")
         assert encode_text(ours, text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"pattern": {"String": " ."}, "behavior": "Isolated", "invert": False},
+        {"pattern": {"Regex": vocabulary.PATTERN}, "behavior": "Removed", "invert": True},
+    ],
+    ids=["string", "removed and inverted"],
+)
+def test_other_ways_to_write_a_split_equal_the_tokenizers_library(
+    write: Write, rng: np.random.Generator, split: dict[str, Any]
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    content = vocabulary.small_tokenizer_dict()
+    content["pre_tokenizer"]["pretokenizers"][0].update(split)
+    path = write(content)
+    ours, theirs = load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
+    for text in ("a . b .c ..", *(nasty_text(rng, size=40, old_only=True) for _ in range(100))):
+        text = text.replace("<|", "<!")
+        assert encode_text(ours, text) == theirs.encode(text, add_special_tokens=False).ids
