@@ -9,6 +9,7 @@
 #include "bindings/cancel.h"
 #include "bindings/tokens.h"
 #include "engine/forward.h"
+#include "engine/session_file.h"
 
 namespace gptoss::bindings {
 namespace {
@@ -109,6 +110,9 @@ void bind_session(py::module_& module) {
       .def("fork", &Session::fork, Unlocked())
       .def("rewind", &Session::rewind, py::arg("position"), Unlocked())
       .def("mark", &Session::mark, Unlocked())
+      .def(
+          "save", [](Session& session, const std::string& path) { save_session(session, path); },
+          py::arg("path"), Unlocked())
       .def("close", &Session::close, Unlocked());
   module.def("forward_batch", &forward_batch_of, py::arg("entries"));
 }

@@ -1,0 +1,251 @@
+"""A loaded model: the checkpoint, its engine, and what belongs to both."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint_report import CheckpointReport, describe
+from .config import ModelConfig
+from .errors import InvalidArgument
+from .hub import resolve
+
+if TYPE_CHECKING:
+    import tiktoken
+
+    from .harmony import HarmonyEncoding
+    from .session import Session
+
+_log = logging.getLogger("gpt_oss_native")
+
+
+class Model:
+    """A gpt-oss model in this process. Make one with `Model.load`.
+
+    Methods may be called from any thread. A model is a context manager that closes it.
+    """
+
+    def __init__(self, core: _core.Model, checkpoint: Checkpoint, device: str) -> None:
+        self._core = core
+        self._checkpoint = checkpoint
+        self._device = device
+        self._banning = threading.Lock()
+        self._banned = False
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str] = "nano",
+        *,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        precision: Literal["default", "float32"] = "default",
+        dense: Literal["bf16", "int8"] = "bf16",
+        num_threads: int | None = None,
+        isa: Literal["scalar", "avx2", "avx512"] | None = None,
+        copy: bool = False,
+        lock: bool = False,
+        check_scales: bool = True,
+        revision: str | None = None,
+    ) -> Model:
+        """Opens a checkpoint and makes it ready.
+
+        Weights are used in place, in the mapped files: they stay in the page cache and are shared
+        between processes. A file that shrinks while it is mapped ends the process when the missing
+        part is read (SIGBUS); sizes are checked before each prompt, and ``copy`` is safe.
+
+        Args:
+            name_or_path: "nano" (the checkpoint inside this package), a directory, or a hub
+                repository id such as "openai/gpt-oss-20b" (extra ``hub``).
+            device: "auto" takes a CUDA device where one can be used, else the CPU.
+            precision: "float32" keeps every activation in float32; "default" multiplies experts
+                with int8 activations, which is several times faster.
+            dense: "bf16" reads attention and unembedding matrices in place; "int8" repacks them at
+                load (8.5 bits a weight): less to read for each token, more private memory.
+            num_threads: CPU threads; None: all cores this process may use, or
+                ``GPT_OSS_NATIVE_THREADS``.
+            isa: CPU instruction set; None: the best, or ``GPT_OSS_NATIVE_ISA``.
+            copy: read the files into private memory instead of mapping them.
+            lock: pin the mapped files in memory.
+            check_scales: read every MXFP4 scale once and refuse NaN.
+            revision: branch, tag or commit of a hub repository.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged or not gpt-oss.
+            InvalidArgument: an option is unknown or does not fit another.
+            DeviceError: the device or instruction set is not there.
+            OutOfMemory: memory could not be had or locked.
+        """
+        start = time.perf_counter()
+        if device not in ("auto", "cpu", "cuda"):
+            raise InvalidArgument(
+                f"[load_model] device: expected 'auto', 'cpu' or 'cuda', got {device!r}"
+            )
+        checkpoint = open_checkpoint(resolve(name_or_path, revision=revision))
+        chosen = device
+        if device == "auto":
+            chosen = "cpu" if _core.cuda_status() else "cuda"
+        core = _core.Model(
+            checkpoint,
+            device=chosen,
+            precision=precision,
+            dense=dense,
+            num_threads=_thread_count(num_threads),
+            isa=isa,
+            copy=copy,
+            lock=lock,
+            check_scales=check_scales,
+        )
+        model = cls(core, checkpoint, chosen)
+        _log.info(
+            "loaded %s in %.3f s on %s, precision %s, dense %s\n%s",
+            checkpoint.directory,
+            time.perf_counter() - start,
+            core.describe(),
+            precision,
+            dense,
+            describe(checkpoint),
+        )
+        return model
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes and constants of the architecture."""
+        return self._checkpoint.config
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The files this model was loaded from."""
+        return self._checkpoint
+
+    @property
+    def device(self) -> str:
+        """"cpu" or "cuda"."""
+        return self._device
+
+    @functools.cached_property
+    def tokenizer(self) -> tiktoken.Encoding:
+        """The checkpoint's own vocabulary, built on first use.
+
+        Raises CheckpointError when the checkpoint has no tokenizer.json or an unsupported one.
+        """
+        from .tokenizer import load_tokenizer
+
+        return load_tokenizer(self._checkpoint.tokenizer_path or self._checkpoint.directory)
+
+    @functools.cached_property
+    def harmony(self) -> HarmonyEncoding:
+        """The chat format over this model's vocabulary, built on first use."""
+        from .harmony import HarmonyEncoding
+
+        return HarmonyEncoding(self.tokenizer)
+
+    def report(self) -> CheckpointReport:
+        """What the checkpoint holds and what a token costs to read."""
+        return describe(self._checkpoint)
+
+    def session(self, *, max_tokens: int | None = None) -> Session:
+        """An empty session of at most ``max_tokens`` tokens (default: the model's context).
+
+        Memory is taken as tokens come. Raises InvalidArgument for a size out of range.
+        """
+        from .session import Session
+
+        if max_tokens is not None and max_tokens < 1:
+            raise InvalidArgument(
+                f"[session] max_tokens: expected 1 to {self.config.max_context}, got {max_tokens}"
+            )
+        return Session(self, self._core.session(max_tokens or 0))
+
+    def restore(self, path: str | os.PathLike[str]) -> Session:
+        """The session that `Session.save` wrote, on this model.
+
+        Raises CheckpointError for a damaged file, InvalidArgument for one of another model,
+        precision or dense format.
+        """
+        from .session import Session
+
+        return Session(self, self._core.restore(os.fspath(path)))
+
+    def forward_batch(
+        self, entries: Iterable[tuple[Session, Sequence[int]]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Appends tokens to several sessions in common steps; last logits [vocab] of each, in order.
+
+        All entries succeed or every session stays as it was. Raises InvalidArgument for an empty
+        list of tokens, a token out of range, a full context or a session given twice.
+        """
+        return _core.forward_batch([(session._core, tokens) for session, tokens in entries])
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held now, by what for: private ``weights``, ``mapped`` files (shared with the page
+        cache), ``kv_cache_full`` and ``kv_cache_window``, of those ``kv_cache_free`` and ``marks``,
+        ``workspace``; and the number of ``sessions``."""
+        return dict(self._core.memory())
+
+    def trace(self, *, on: bool = True) -> None:
+        """Starts (from zero) or stops summing up where the time of each step goes."""
+        self._core.clear_trace()
+        self._core.enable_trace(on)
+
+    def trace_totals(self) -> dict[str, tuple[int, float]]:
+        """Zone name to (count, seconds) since `trace`; the zones of a step add up to it."""
+        return dict(self._core.trace_totals())
+
+    def close(self) -> None:
+        """Later calls raise InvalidArgument; memory is freed with the last session."""
+        self._core.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return bool(self._core.closed)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"<Model {self._checkpoint.directory.name}: {c.num_layers} layers, {c.num_experts} "
+            f"experts, hidden {c.hidden_size}, on {self._core.describe()}>"
+        )
+
+    def _ban_reserved_tokens(self) -> None:
+        """Ids that the tokenizer does not name are never sampled; nothing without a tokenizer."""
+        if self._banned:
+            return
+        with self._banning:
+            if not self._banned and self._checkpoint.tokenizer_path is not None:
+                from .tokenizer import reserved_ids
+
+                self._core.set_banned_tokens(reserved_ids(self.tokenizer, self.config.vocab_size))
+            self._banned = True
+
+
+def _thread_count(num_threads: Any) -> int:
+    if num_threads is None:
+        return 0
+    if not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1:
+        raise InvalidArgument(
+            f"[load_model] num_threads: expected a positive integer or None, got {num_threads!r}"
+        )
+    return num_threads

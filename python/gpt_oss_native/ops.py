@@ -1,0 +1,224 @@
+"""Every kernel, callable on numpy arrays: for tests and microbenchmarks.
+
+Arrays are float32 unless said otherwise; bf16 weights are uint16 arrays of the raw bits, as
+`to_bf16` makes them. Matrices may have rows further apart than they are long. Each function takes
+``isa`` ("scalar", "avx2", "avx512"; default: the machine's best) and ``threads`` (default: all
+cores), and raises InvalidArgument where shapes or dtypes do not fit.
+
+The arithmetic of each op is that of openai/gpt-oss, gpt_oss/torch/model.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+
+FloatArray = npt.NDArray[np.float32]
+Bf16Array = npt.NDArray[np.uint16]
+IntArray = npt.NDArray[np.int32]
+
+
+@functools.lru_cache(maxsize=16)
+def _table(isa: str | None, threads: int) -> _core.Ops:
+    return _core.Ops(isa=isa, num_threads=threads)
+
+
+def to_bf16(values: npt.ArrayLike) -> Bf16Array:
+    """Rounds to bf16 (nearest, ties to even) and returns the bits, same shape, uint16."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(is_nan, (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def from_bf16(bits: Bf16Array) -> FloatArray:
+    """The float32 values of bf16 bits, same shape; exact."""
+    return (np.asarray(bits).astype(np.uint32) << 16).view(np.float32)
+
+
+def embed(
+    tokens: IntArray, table: Bf16Array, *, isa: str | None = None, threads: int = 0
+) -> FloatArray:
+    """Rows [num_tokens][hidden] of the embedding ``table`` [vocab][hidden] bf16."""
+    out = np.empty((len(tokens), table.shape[1]), np.float32)
+    _table(isa, threads).embed(tokens, table, out)
+    return out
+
+
+def rms_norm(
+    x: FloatArray,
+    scale: Bf16Array,
+    *,
+    eps: float = 1e-5,
+    isa: str | None = None,
+    threads: int = 0,
+) -> FloatArray:
+    """``x / sqrt(mean(x**2) + eps) * scale`` along rows; x [num_tokens][hidden], scale [hidden]."""
+    out = np.empty(x.shape, np.float32)
+    _table(isa, threads).rms_norm(x, scale, eps, out)
+    return out
+
+
+def linear(
+    x: FloatArray,
+    weight: Bf16Array,
+    bias: Bf16Array | None = None,
+    *,
+    dense: str = "bf16",
+    add_to: FloatArray | None = None,
+    isa: str | None = None,
+    threads: int = 0,
+) -> FloatArray:
+    """``x @ weight.T + bias`` [num_tokens][rows], added to ``add_to`` in place where given.
+
+    x [num_tokens][cols], weight [rows][cols] bf16, bias [rows] bf16. ``dense="int8"`` repacks the
+    weights to int8 with a scale every 32 values first, as loading with that option does.
+    """
+    if dense not in ("bf16", "int8"):
+        from .errors import InvalidArgument
+
+        raise InvalidArgument(f"[linear] dense: expected 'bf16' or 'int8', got {dense!r}")
+    out = np.empty((x.shape[0], weight.shape[0]), np.float32) if add_to is None else add_to
+    _table(isa, threads).linear(x, weight, bias, add_to is not None, dense == "int8", out)
+    return out
+
+
+def quantize_int8(
+    x: FloatArray, *, isa: str | None = None, threads: int = 0
+) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Blocks of 32 along rows: codes [rows][cols] and scales [rows][cols / 32], x = code * scale.
+
+    The scale is the block's largest magnitude / 127; codes never hold -128; a block that is not
+    finite has scale NaN.
+    """
+    codes = np.empty(x.shape, np.int8)
+    scales = np.empty((x.shape[0], x.shape[1] // 32), np.float32)
+    _table(isa, threads).quantize_int8(x, codes, scales)
+    return codes, scales
+
+
+def linear_mxfp4(
+    x: FloatArray,
+    blocks: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.uint8],
+    bias: Bf16Array,
+    *,
+    x_rows: IntArray | None = None,
+    out_rows: IntArray | None = None,
+    out: FloatArray | None = None,
+    precision: str = "default",
+    isa: str | None = None,
+    threads: int = 0,
+) -> FloatArray:
+    """``out[out_rows] = x[x_rows] @ weight.T + bias`` with one expert's MXFP4 matrix.
+
+    x [num_tokens][cols], blocks [rows][cols / 32][16] uint8, scales [rows][cols / 32] uint8 (OCP
+    microscaling 1.0, low nibble first), bias [rows] bf16. ``precision="float32"`` keeps the
+    activations in float32; the default quantises them to int8 in blocks of 32.
+    """
+    if x_rows is None:
+        x_rows = np.arange(x.shape[0], dtype=np.int32)
+    if out_rows is None:
+        out_rows = np.arange(len(x_rows), dtype=np.int32)
+    if out is None:
+        out = np.empty((len(x_rows), blocks.shape[0]), np.float32)
+    table = _table(isa, threads)
+    table.linear_mxfp4(x, blocks, scales, bias, x_rows, out_rows, precision != "float32", out)
+    return out
+
+
+def swiglu(
+    gate_up: FloatArray,
+    *,
+    limit: float = 7.0,
+    alpha: float = 1.702,
+    isa: str | None = None,
+    threads: int = 0,
+) -> FloatArray:
+    """``gate * sigmoid(alpha * gate) * (up + 1)`` [rows][cols] from interleaved [rows][2 * cols].
+
+    Even columns are gates, clamped from above at ``limit``; odd ones are ups, clamped both ways.
+    """
+    out = np.empty((gate_up.shape[0], gate_up.shape[1] // 2), np.float32)
+    _table(isa, threads).swiglu(gate_up, limit, alpha, out)
+    return out
+
+
+def rope(
+    x: FloatArray, cos_sin: FloatArray, *, isa: str | None = None, threads: int = 0
+) -> FloatArray:
+    """Rotates the halves of each head of 64; x [num_tokens][heads * 64] is left as it is.
+
+    cos_sin [num_tokens][64]: 32 cosines, then 32 sines (YaRN's concentration included).
+    """
+    out = np.array(x, np.float32, order="C")
+    _table(isa, threads).rope(out, cos_sin)
+    return out
+
+
+def attention(
+    q: FloatArray,
+    k: FloatArray,
+    v: FloatArray,
+    sinks: Bf16Array,
+    *,
+    window: int = 0,
+    kv_dtype: str = "bf16",
+    split: bool = False,
+    isa: str | None = None,
+    threads: int = 0,
+) -> FloatArray:
+    """Causal attention of the last ``len(q)`` positions over all ``len(k)``; [queries][heads * 64].
+
+    q [queries][heads * 64], k and v [history][kv_heads * 64], sinks [heads] bf16: a learned logit
+    in each head's softmax denominator. ``window`` > 0 lets a query see so many keys, itself
+    included. ``split`` computes pieces of the keys apart and merges them: the same bits.
+    """
+    out = np.empty(q.shape, np.float32)
+    _table(isa, threads).attention(q, k, v, sinks, window, kv_dtype, split, out)
+    return out
+
+
+def router_topk(
+    logits: FloatArray,
+    experts_per_token: int,
+    *,
+    forced: IntArray | None = None,
+    isa: str | None = None,
+    threads: int = 0,
+) -> tuple[IntArray, FloatArray]:
+    """Experts and weights [num_tokens][experts_per_token]: top logits, softmax over those only.
+
+    Ties go to the lower index. ``forced`` replaces the choice.
+    """
+    shape = (logits.shape[0], experts_per_token)
+    expert_ids = np.empty(shape, np.int32)
+    weights = np.empty(shape, np.float32)
+    _table(isa, threads).router_topk(logits, expert_ids, weights, forced)
+    return expert_ids, weights
+
+
+def moe_combine(
+    expert_out: FloatArray,
+    weights: FloatArray,
+    add_to: FloatArray,
+    *,
+    isa: str | None = None,
+    threads: int = 0,
+) -> FloatArray:
+    """Adds the weighted sum over choices to ``add_to`` [num_tokens][hidden] in place; returns it.
+
+    expert_out [num_tokens * experts_per_token][hidden], weights [num_tokens][experts_per_token].
+    """
+    _table(isa, threads).moe_combine(expert_out, weights, add_to)
+    return add_to
+
+
+def yarn_angles(config: Any, positions: list[int]) -> tuple[FloatArray, FloatArray]:
+    """Cosines and sines [len(positions)][32], both times YaRN's concentration (arXiv 2309.00071)."""
+    return _core.yarn_angles(config, positions)
