@@ -52,7 +52,7 @@ Activations CpuBackend::normalised(const bf16* scale, bool quantise_too, Step& s
       mine);
   if (quantise_too) quantise(buffer, mine);
   if (!step.redundant()) step.worker.barrier();
-  return buffer.activations();
+  return buffer.first_rows(step.num_tokens);  // a private buffer may be larger
 }
 
 void CpuBackend::quantise(const ActivationBuffer& buffer, Range rows) const {

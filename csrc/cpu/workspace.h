@@ -22,7 +22,13 @@ class ActivationBuffer {
   void ensure(std::int64_t rows, std::int64_t cols);
   MatrixView<float> values() const { return values_; }
   QuantizedMatrix quantized() const { return quantized_; }
-  Activations activations() const { return {as_const(values_), quantized_}; }
+  Activations activations() const { return first_rows(values_.rows); }
+  Activations first_rows(std::int64_t rows) const {
+    Activations result{as_const(values_), quantized_};
+    result.values.rows = rows;
+    result.quantized.rows = rows;
+    return result;
+  }
   std::size_t num_bytes() const { return memory_.num_bytes(); }
 
   static MatrixView<const float> as_const(MatrixView<float> view) {

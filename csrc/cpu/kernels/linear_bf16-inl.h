@@ -15,9 +15,15 @@ namespace {
 // Tokens and rows of one micro-kernel over widened weights: their product fills the registers.
 constexpr int kTokenTile = kAccumulators >= 24 ? 4 : kAccumulators >= 12 ? 3 : 2;
 constexpr int kPanelRows = kAccumulators / kTokenTile;
-constexpr std::int64_t kPanelCols = 512;
+#ifndef PC
+#define PC 512
+#endif
+#ifndef TB
+#define TB 64
+#endif
+constexpr std::int64_t kPanelCols = PC;
 // Tokens that share widened weights. Their activations (64 * 2880 * 4 bytes) stay in L2.
-constexpr std::int64_t kTokenBlock = 64;
+constexpr std::int64_t kTokenBlock = TB;
 static_assert(kPanelCols % kLanes == 0);
 
 struct LinearBf16Scratch {
@@ -33,11 +39,12 @@ constexpr int kDirectRows = kAccumulators / kTokens < 8 ? kAccumulators / kToken
 template <int kRows, int kTokens, typename Weight>
 GPTOSS_INLINE void add_products(const Weight* const (&weight)[kRows],
                                 const float* const (&x)[kTokens], std::int64_t cols,
-                                F32 (&sums)[kRows][kTokens]) {
+                                std::int64_t x_ahead, F32 (&sums)[kRows][kTokens]) {
   std::int64_t i = 0;
   for (; i + kLanes <= cols; i += kLanes) {
     F32 v[kTokens];
     for (int t = 0; t < kTokens; ++t) v[t] = load(x[t] + i);
+    if constexpr (sizeof(Weight) == 4) for (int t = 0; t < kTokens; ++t) prefetch(x[t] + i + x_ahead);
     for (int r = 0; r < kRows; ++r) {
       const F32 w = load(weight[r] + i);
       for (int t = 0; t < kTokens; ++t) sums[r][t] = fma(w, v[t], sums[r][t]);
@@ -87,7 +94,7 @@ void linear_bf16_direct(const LinearBf16Args& args, Range rows) {
       weight[r] = args.weight.row(row + r < rows.end ? row + r : rows.end - 1);
       for (int t = 0; t < kTokens; ++t) sums[r][t] = zero();
     }
-    add_products(weight, x, args.weight.cols, sums);
+    add_products(weight, x, args.weight.cols, 0, sums);
     store_outputs(args, 0, row, rows.end, sums);
   }
 }
@@ -123,7 +130,7 @@ void add_panel_chunk(const LinearBf16Args& args, const PanelChunk& chunk, std::i
       sums[r][t] = chunk.col == 0 ? zero() : load(stored + (r * kTokens + t) * kLanes);
     }
   }
-  add_products(weight, x, chunk.cols, sums);
+  add_products(weight, x, chunk.cols, kTokens * args.x.stride, sums);
   if (chunk.col + chunk.cols == args.weight.cols) {
     store_outputs(args, token, chunk.row, chunk.row_end, sums);
     return;
