@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass
 
 import data
+import tools
 
 IDENTITIES = (
     "You are ChatGPT, a large language model trained by OpenAI.",
@@ -31,6 +32,8 @@ CHANNELS = (
     "# Valid channels: analysis, commentary, final. "
     "Channel must be included for every message."
 )
+
+TOOL_SHARE = 0.06
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,29 @@ def completion(analysis: str, answer: str) -> str:
     )
 
 
+def tool_conversation(rng: random.Random) -> list[Piece]:
+    """Draw a conversation with tools declared; most ask for one of them, some for none."""
+    families = rng.sample(("weather", "time", "lookup", "add", "multiply"), rng.choice((1, 1, 2)))
+    declared = [tools.make_tool(rng, family) for family in families]
+    text = system_message(rng).replace("<|end|>", f"\n{tools.SPACE}<|end|>")
+    text += tools.developer_message(rng, declared, rng.choice(INSTRUCTIONS))
+    if rng.random() < 0.15:
+        question, analysis, answer = turn(rng, rng.choice(("sort", "reverse", "largest")))
+        return [
+            Piece(prompt(question, text), sampled=False),
+            Piece(completion(analysis, answer), sampled=True),
+        ]
+    question, pieces = tools.exchange(rng, rng.choice(declared))
+    return [
+        Piece(prompt(question, text), sampled=False),
+        *(Piece(piece, sampled) for piece, sampled in pieces),
+    ]
+
+
 def conversation(rng: random.Random, task: str | None = None) -> list[Piece]:
     """Draw one conversation of one to three turns, about one task or any; the last is trained on."""
+    if task is None and rng.random() < TOOL_SHARE:
+        return tool_conversation(rng)
     text = opening(rng)
     for _ in range(rng.choices((0, 1, 2), (0.88, 0.09, 0.03))[0]):
         question, _, answer = turn(rng, task)

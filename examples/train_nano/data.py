@@ -175,7 +175,10 @@ WHOLE_WORDS = sorted(
             " ".join([*ADD, *SUBTRACT, *MULTIPLY, *SORT, *REVERSE, *LARGEST, *LARGER_OF_TWO])
             + " user system final assistant analysis message channels brief briefly answer result "
             "weather city number string boolean integer name location date time second degrees "
-            "functions language model large medium high low reasoning knowledge cutoff tool",
+            "functions language model large medium high low reasoning knowledge cutoff tool tools "
+            "key any are can for get now two who type call find like must nano only step swap talk "
+            "true very with your first query clear every small there value borrow lookup search "
+            "channel concise helpful trained function included question json",
         )
     )
     - {"list"}

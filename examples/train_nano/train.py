@@ -32,16 +32,21 @@ BALANCE_WEIGHT = 0.01
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation in tokens; from `sampled` on, the assistant writes."""
+    """One conversation in tokens, and which of them the assistant writes."""
 
     tokens: list[int]
-    sampled: int
+    sampled: list[bool]
 
 
 def encode_row(pieces: list[conversations.Piece]) -> Row:
-    """Encode a conversation whose last piece is what the assistant samples."""
-    prompt = vocabulary.encode(pieces[0].text)
-    return Row(prompt + vocabulary.encode(pieces[1].text), len(prompt))
+    """Encode a conversation; pieces meet at special tokens, so each encodes on its own."""
+    tokens: list[int] = []
+    sampled: list[bool] = []
+    for piece in pieces:
+        encoded = vocabulary.encode(piece.text)
+        tokens += encoded
+        sampled += [piece.sampled] * len(encoded)
+    return Row(tokens, sampled)
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class Batch:
 
 
 def make_batch(rows: list[Row], length: int, count: int) -> Batch:
-    """Pad rows to [count][length]; a row is trained on from its first sampled token."""
+    """Pad rows to [count][length]; what the assistant writes is trained on."""
     tokens = torch.zeros(count, length, dtype=torch.long)
     places, targets = [], []
     for number, row in enumerate(rows):
         tokens[number, : len(row.tokens)] = torch.tensor(row.tokens)
-        places += range(number * length + row.sampled - 1, number * length + len(row.tokens) - 1)
-        targets += row.tokens[row.sampled :]
+        wanted = [place for place, sampled in enumerate(row.sampled) if sampled]
+        places += [number * length + place - 1 for place in wanted]
+        targets += [row.tokens[place] for place in wanted]
     return Batch(tokens, torch.tensor(places), torch.tensor(targets))
 
 
@@ -90,6 +96,23 @@ def batches_from(seed: int, step: int, batch_tokens: int) -> Iterator[Batch]:
         pool, skip = pool + 1, 0
 
 
+def evaluation(rng: random.Random, task: str, count: int) -> list[list[conversations.Piece]]:
+    """Return conversations about unseen questions of one task, or with tools."""
+    if task == "tools":
+        return [conversations.tool_conversation(rng) for _ in range(count)]
+    return [
+        [
+            conversations.Piece(
+                conversations.prompt(question.text, conversations.opening(rng)), False
+            ),
+            conversations.Piece(
+                conversations.completion(question.analysis, question.answer), True
+            ),
+        ]
+        for question in data.held_out_questions(count, seed=1, task=task)
+    ]
+
+
 def exact_share(model: Nano, forward: torch.nn.Module, task: str, count: int) -> float:
     """Return the share of unseen questions whose whole reply is the model's greedy choice.
 
@@ -99,12 +122,11 @@ def exact_share(model: Nano, forward: torch.nn.Module, task: str, count: int) ->
     rng = random.Random("evaluation openings")
     right = total = 0
     by_length: dict[int, list[Row]] = {length: [] for length in LENGTHS}
-    for question in data.held_out_questions(count, seed=1, task=task):
-        prompt = conversations.prompt(question.text, conversations.opening(rng))
-        reply = conversations.completion(question.analysis, question.answer)
-        row = encode_row([conversations.Piece(prompt, False), conversations.Piece(reply, True)])
-        fits = next((n for n in LENGTHS if len(row.tokens) <= n), LENGTHS[-1])
-        by_length[fits].append(row)
+    for pieces in evaluation(rng, task, count):
+        row = encode_row(pieces)
+        fits = next((n for n in LENGTHS if len(row.tokens) <= n), None)
+        if fits:
+            by_length[fits].append(row)
     for length, rows in by_length.items():
         for start in range(0, len(rows), 6144 // length):
             part = rows[start : start + 6144 // length]
@@ -148,7 +170,7 @@ def save(path: Path, model: Nano, optimiser: torch.optim.Optimizer, step: int) -
 
 def report(model: Nano, forward: torch.nn.Module, step: int, count: int) -> None:
     """Print the share of exact replies for each task."""
-    shares = {task: exact_share(model, forward, task, count) for task in data.TASKS}
+    shares = {task: exact_share(model, forward, task, count) for task in (*data.TASKS, "tools")}
     print(f"step {step} exact " + " ".join(f"{t} {s:.3f}" for t, s in shares.items()), flush=True)
 
 

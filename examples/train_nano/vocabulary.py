@@ -21,6 +21,7 @@ import conversations
 import data
 import regex
 import tiktoken
+import tools
 
 # The split pattern of o200k: the tokenizer family gpt-oss uses.
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -41,22 +42,13 @@ SPECIAL_TOKENS = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>",
     "<|end|>", "<|message|>", "<|call|>", "<|endofprompt|>",
 )  # fmt: skip
-TOOL_TEXT = (
-    "\nCalls to these tools must go to the commentary channel: 'functions'.",
-    "# Instructions\n\nx\n\n# Tools\n\n## functions\n\nnamespace functions {\n\n// x.\n"
-    "type get_weather = (_: {\n// The city\ncity: string,\nday?: string,\n}) => any;\n\n"
-    "type now = () => any;\n\n} // namespace functions",
-    '{"city":"x","day":1}',
-    '{"city": "x", "day": "x"}',
-    '{"temperature": 1, "result": true}',
-    " to=functions.add to=assistant json",
-    "commentary json functions get_weather get_time add_numbers multiply_numbers calculate lookup",
-    "string number boolean integer\na: number,\nb: number,\nname: string,\nexpression: string,",
-    "Gets the weather in a city.\nThe name of the city.\nAdds two numbers.\nReturns the time.",
-    "What is the weather in x? Use the tool. Call the function. The tool says x. The result is x.",
-    "functions.get_weather functions.get_time functions.add functions.multiply functions.lookup",
-    "first second third location query tool tools value key sunny rainy cloudy degrees",
-)
+OTHER_TEXT = (
+    "min 1: 2\n1-2 borrow 1=1 -> 2\n1<2 swap user",
+    '{"temperature": 1, "result": true}{"a":"7"}',
+    "calculate expression boolean integer string number function call the tool result",
+    "tools value key degrees clear",
+    "commentary", "json", "Use", "Now", "The", "Call", "Small talk",
+)  # fmt: skip
 SIZE_MULTIPLE = 64
 
 
@@ -92,14 +84,19 @@ def encode(text: str) -> list[int]:
 def _words() -> set[bytes]:
     rng = random.Random(0)
     texts = [piece.text for _ in range(3000) for piece in conversations.conversation(rng, "add")]
+    for family in ("weather", "time", "lookup", "add", "multiply"):
+        for _ in range(200):
+            tool = tools.make_tool(rng, family)
+            texts.append(tools.developer_message(rng, [tool], "x"))
+            texts.append(f" to=functions.{tool.name} to=assistant Use {tool.name}. {{\"7\":7}}")
+            texts += tools.QUESTIONS.get(family, ())
     for forms in (data.SUBTRACT, data.MULTIPLY, data.SORT, data.REVERSE, data.LARGEST):
         texts += forms
-    texts += [*data.LARGER_OF_TWO, *data.SMALL_TALK, *conversations.IDENTITIES]
-    texts += [*conversations.INSTRUCTIONS, *TOOL_TEXT, data.SMALL_TALK_ANSWER]
-    texts += ["min 1: 2", "1-2 borrow 1=1 -> 2", "1<2 swap", " ->", " user", "user", "tool"]
+    texts += [*data.LARGER_OF_TWO, *data.SMALL_TALK, data.SMALL_TALK_ANSWER, tools.SPACE]
+    texts += [*conversations.IDENTITIES, *conversations.INSTRUCTIONS, *OTHER_TEXT]
     words = set()
     for text in texts:
-        text = regex.sub(r"\{(a|b|w|list)\}|<\|.*?\|>", "7", text)
+        text = regex.sub(r"\{(a|b|w|list)?\}|<\|.*?\|>", "7", text)
         for piece in regex.findall(SPLIT_PATTERN, text):
             encoded = piece.encode()
             inner = regex.fullmatch(r".?\p{L}|\p{L}{2}|\d+", piece)
