@@ -20,8 +20,8 @@ using Clock = std::chrono::steady_clock;
 
 // Inside a region the others are at work and will arrive; between regions of a generation the host
 // samples and detokenises for some tens of microseconds. A sleep and its wake-up cost as much.
-constexpr auto kBarrierSpin = std::chrono::microseconds(2000);
-constexpr auto kIdleSpin = std::chrono::microseconds(500);
+constexpr auto kBarrierSpin = std::chrono::microseconds(200);
+constexpr auto kIdleSpin = std::chrono::microseconds(200);
 constexpr int kSpinsPerClockRead = 64;
 
 void cpu_relax() {

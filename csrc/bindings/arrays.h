@@ -4,6 +4,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <bit>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -18,7 +20,9 @@ namespace py = pybind11;
 inline std::string array_text(const py::array& array) {
   std::string text;
   for (py::ssize_t i = 0; i < array.ndim(); ++i) text += cat('[', array.shape(i), ']');
-  return text + " " + py::str(py::object(array.dtype())).cast<std::string>();
+  text += " " + py::str(py::object(array.dtype())).cast<std::string>();
+  return (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0 ? text
+                                                                        : text + " unaligned";
 }
 
 // The kind and size of T's numpy dtype; bf16 travels as uint16.
@@ -31,12 +35,18 @@ struct NumpyType<bf16> {
   static constexpr char kKind = 'u';
 };
 
+// What numpy calls the byte order that is not this machine's; it calls its own '='.
+constexpr char kForeignOrder = std::endian::native == std::endian::little ? '>' : '<';
+
+// Dtype, rank, byte order and alignment (bf16 and bytes may lie anywhere).
 template <typename T>
 T* checked_data(const py::array& array, const char* op, const char* name, int ndim,
                 const std::string& expected) {
   using Value = std::remove_const_t<T>;
   const bool ok = array.ndim() == ndim && array.dtype().kind() == NumpyType<Value>::kKind &&
-                  array.itemsize() == static_cast<py::ssize_t>(sizeof(Value));
+                  array.itemsize() == static_cast<py::ssize_t>(sizeof(Value)) &&
+                  array.dtype().byteorder() != kForeignOrder &&
+                  reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Value) == 0;
   GPTOSS_REQUIRE(InvalidArgument, ok, "[", op, "] ", name, ": expected ", expected, ", got ",
                  array_text(array));
   if constexpr (std::is_const_v<T>) {

@@ -1,6 +1,8 @@
 // The op table on numpy arrays. bf16 arrays travel as uint16.
 #include <pybind11/stl.h>
 
+#include <mutex>
+
 #include "backend/op_table.h"
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
@@ -36,7 +38,7 @@ KvDtype kv_dtype_of(const std::string& name) {
   throw InvalidArgument(cat("[attention] expected kv_dtype 'bf16' or 'float32', got '", name, "'"));
 }
 
-// Arguments are checked with the GIL held, the kernels run without it.
+// Arguments are checked with the GIL held, the kernels run without it, one call at a time.
 class Ops {
  public:
   explicit Ops(std::unique_ptr<OpTable> table) : table_(std::move(table)) {}
@@ -46,16 +48,14 @@ class Ops {
     const auto out_view = matrix_of<float>(out, "embed", "out", -1, table_view.cols);
     const EmbedArgs args{indices(tokens, "embed", "tokens", out_view.rows, table_view.rows),
                          table_view, out_view};
-    const py::gil_scoped_release release;
-    table_->embed(args);
+    run([&](OpTable& table) { table.embed(args); });
   }
 
   void rms_norm(const Array& x, const Array& scale, float eps, const Array& out) {
     const auto view = matrix_of<const float>(x, "rms_norm", "x");
     const RmsNormArgs args{view, vector_of<const bf16>(scale, "rms_norm", "scale", view.cols), eps,
                            matrix_of<float>(out, "rms_norm", "out", view.rows, view.cols)};
-    const py::gil_scoped_release release;
-    table_->rms_norm(args);
+    run([&](OpTable& table) { table.rms_norm(args); });
   }
 
   void linear(const Array& x, const Array& weight, const std::optional<Array>& bias,
@@ -66,8 +66,7 @@ class Ops {
     const LinearBf16Args args{
         view, w, bias ? vector_of<const bf16>(*bias, "linear", "bias", w.rows) : nullptr,
         epilogue_of(accumulate), matrix_of<float>(out, "linear", "out", view.rows, w.rows)};
-    const py::gil_scoped_release release;
-    int8 ? table_->linear_int8(args) : table_->linear_bf16(args);
+    run([&](OpTable& table) { int8 ? table.linear_int8(args) : table.linear_bf16(args); });
   }
 
   void quantize_int8(const Array& x, const Array& q, const Array& scales) {
@@ -76,8 +75,7 @@ class Ops {
     const QuantizeInt8OpArgs args{
         view, block_of<std::int8_t>(q, "quantize_int8", "q", {view.rows, cols}),
         block_of<float>(scales, "quantize_int8", "scales", {view.rows, cols / kMxBlock})};
-    const py::gil_scoped_release release;
-    table_->quantize_int8(args);
+    run([&](OpTable& table) { table.quantize_int8(args); });
   }
 
   void linear_mxfp4(const Array& x, const Array& blocks, const Array& scales, const Array& bias,
@@ -99,8 +97,9 @@ class Ops {
         .out_rows = indices(out_rows, op, "out_rows", num_rows, out_view.rows),
         .num_rows = num_rows,
         .out = out_view};
-    const py::gil_scoped_release release;
-    int8 ? table_->linear_mxfp4_int8(args) : table_->linear_mxfp4_float32(args);
+    run([&](OpTable& table) {
+      int8 ? table.linear_mxfp4_int8(args) : table.linear_mxfp4_float32(args);
+    });
   }
 
   void swiglu(const Array& gate_up, float limit, float alpha, const Array& out) {
@@ -108,8 +107,7 @@ class Ops {
     const SwigluArgs args{
         matrix_of<const float>(gate_up, "swiglu", "gate_up", out_view.rows, 2 * out_view.cols),
         limit, alpha, out_view};
-    const py::gil_scoped_release release;
-    table_->swiglu(args);
+    run([&](OpTable& table) { table.swiglu(args); });
   }
 
   void rope(const Array& x, const Array& cos_sin) {
@@ -117,8 +115,7 @@ class Ops {
     const std::int64_t size = multiple_of(view.cols, kHeadDim, "rope", "columns");
     const RopeArgs args{view, size / kHeadDim,
                         matrix_of<const float>(cos_sin, "rope", "cos_sin", view.rows, kHeadDim)};
-    const py::gil_scoped_release release;
-    table_->rope(args);
+    run([&](OpTable& table) { table.rope(args); });
   }
 
   void attention(const Array& q, const Array& k, const Array& v, const Array& sinks,
@@ -129,6 +126,9 @@ class Ops {
     const std::int64_t heads = multiple_of(q_view.cols, kHeadDim, op, "columns of q") / kHeadDim;
     const std::int64_t kv_heads = multiple_of(k_view.cols, kHeadDim, op, "columns of k") / kHeadDim;
     multiple_of(heads, kv_heads, op, "query heads");
+    GPTOSS_REQUIRE(InvalidArgument, heads / kv_heads <= kMaxHeadsPerKvHead,
+                   "[attention] expected at most ", kMaxHeadsPerKvHead,
+                   " query heads for each kv head, got ", heads / kv_heads);
     GPTOSS_REQUIRE(InvalidArgument, q_view.rows <= k_view.rows, "[attention] expected at least ",
                    q_view.rows, " keys, one for each query, got ", k_view.rows);
     GPTOSS_REQUIRE(InvalidArgument, window >= 0, "[attention] expected a window of 0 (full) or ",
@@ -143,8 +143,7 @@ class Ops {
                                .dtype = kv_dtype_of(kv_dtype),
                                .way = split ? AttentionWay::kSplit : AttentionWay::kWhole,
                                .out = matrix_of<float>(out, op, "out", q_view.rows, q_view.cols)};
-    const py::gil_scoped_release release;
-    table_->attention(args);
+    run([&](OpTable& table) { table.attention(args); });
   }
 
   void router_topk(const Array& logits, const Array& expert_ids, const Array& weights,
@@ -166,8 +165,7 @@ class Ops {
     const RouterTopkArgs args{view, k,
                               block_of<std::int32_t>(expert_ids, op, "expert_ids", {view.rows, k}),
                               block_of<float>(weights, op, "weights", {view.rows, k}), forced_ids};
-    const py::gil_scoped_release release;
-    table_->router_topk(args);
+    run([&](OpTable& table) { table.router_topk(args); });
   }
 
   void moe_combine(const Array& expert_out, const Array& weights, const Array& out) {
@@ -177,12 +175,19 @@ class Ops {
     const MoeCombineArgs args{
         matrix_of<const float>(expert_out, op, "expert_out", out_view.rows * k, out_view.cols),
         block_of<const float>(weights, op, "weights", {out_view.rows, k}), k, out_view};
-    const py::gil_scoped_release release;
-    table_->moe_combine(args);
+    run([&](OpTable& table) { table.moe_combine(args); });
   }
 
  private:
+  template <typename Body>
+  void run(const Body& body) {
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
+    body(*table_);
+  }
+
   std::unique_ptr<OpTable> table_;
+  std::mutex mutex_;  // a table has one set of threads and scratch
 };
 
 }  // namespace
@@ -190,8 +195,8 @@ class Ops {
 void bind_ops(py::module_& module) {
   py::class_<Ops>(module, "Ops")
       .def(py::init([](const std::optional<std::string>& isa, int num_threads) {
-             return Ops(make_cpu_ops(isa ? std::optional(isa_from_name(*isa)) : std::nullopt,
-                                     num_threads));
+             return std::make_unique<Ops>(make_cpu_ops(
+                 isa ? std::optional(isa_from_name(*isa)) : std::nullopt, num_threads));
            }),
            py::kw_only(), py::arg("isa") = py::none(), py::arg("num_threads") = 0)
       .def("embed", &Ops::embed, py::arg("tokens"), py::arg("table"), py::arg("out"))

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "backend/backend.h"
+#include "base/bandwidth.h"
 #include "base/cpu_features.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
@@ -18,6 +19,9 @@ void bind_system(py::module_& module) {
   module.def("default_isa", [] { return std::string(isa_name(default_isa())); });
   module.def("default_num_threads", &default_num_threads);
   module.def("cpu_model_name", &cpu_model_name);
+  module.def("read_bandwidth", &measure_read_bandwidth, py::arg("num_bytes"),
+             py::arg("num_threads") = 0, py::arg("repeats") = 3,
+             py::call_guard<py::gil_scoped_release>());
   module.def("cuda_status", &cuda_status);
 }
 
