@@ -1,0 +1,231 @@
+"""End-to-end speed of a loaded model: prefill and decode, with what they read and where time goes.
+
+Decoding at batch 1 is bound by memory, so its line says how many bytes a token cannot avoid reading
+(see `checkpoint_report`; keys and values included), the rate that makes, and the share of the read
+bandwidth that the same machine had in the same minute: bandwidth and decoding are measured in turn,
+so that a busy machine or a changing clock strikes both. Every figure is the median of the repeats.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from .errors import InvalidArgument
+from .model import Model
+from .sampling import GREEDY
+from .session import Session
+
+_MIN_SWEEP_BYTES = 1 << 30
+_SWEEP_CACHES = 4  # a sweep over so many last-level caches comes from memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelBench:
+    """One measured line.
+
+    Attributes:
+        op: "prefill", ``tokens`` in one call, logits of the last; or "decode", one at a time,
+            greedy, through `Session.generate`.
+        depth: tokens in the cache before.
+        seconds: of each repeat, for all ``tokens``.
+        tokens_per_second: median.
+        gflops: of prefill, multiply-adds twice, attention's not counted; else None.
+        token_bytes: of decode, what one token reads at least; else None.
+        bytes_per_second: of decode, ``token_bytes`` times the median rate; else None.
+        read_bytes_per_second: median of the read bandwidth measured in turn; None where it says
+            nothing (CUDA, or weights that fit in the last-level cache).
+        share: ``bytes_per_second / read_bytes_per_second``, the median of the pairs.
+        zones: name to (calls, seconds) a run, from a traced run of its own.
+    """
+
+    op: str
+    model: str
+    engine: str
+    precision: str
+    dense: str
+    tokens: int
+    depth: int
+    seconds: tuple[float, ...]
+    tokens_per_second: float
+    gflops: float | None = None
+    token_bytes: int | None = None
+    bytes_per_second: float | None = None
+    read_bytes_per_second: float | None = None
+    share: float | None = None
+    zones: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
+class ModelBencher:
+    """Measures one loaded model. ``precision`` and ``dense`` are those it was loaded with.
+
+    Prompts are random ids from ``seed``. Raises InvalidArgument for counts out of range or beyond
+    the context.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        precision: str = "default",
+        dense: str = "bf16",
+        num_threads: int = 0,
+        repeats: int = 3,
+        seed: int = 0,
+    ) -> None:
+        if repeats < 1:
+            raise InvalidArgument(f"[bench] repeats: expected 1 or more, got {repeats}")
+        self._model = model
+        self._precision = precision
+        self._dense = dense
+        self._num_threads = num_threads
+        self._repeats = repeats
+        self._random = np.random.default_rng(seed)
+
+    def prefill(self, tokens: int, *, depth: int = 0) -> ModelBench:
+        """``tokens`` new tokens in one call, after ``depth`` tokens."""
+        _check("tokens", tokens, 1)
+        with self._session_at(depth, tokens) as session:
+            prompt = self._prompt(tokens)
+
+            def run() -> float:
+                session.rewind(depth)
+                start = time.perf_counter()
+                session.forward(prompt)
+                return time.perf_counter() - start
+
+            run()  # faults pages in, grows the workspace
+            seconds = [run() for _ in range(self._repeats)]
+            zones = self._traced(run)
+        rate = tokens / statistics.median(seconds)
+        report, config = self._model.report(), self._model.config
+        unembedding = config.vocab_size * config.hidden_size
+        flops = 2 * (report.active_parameters - unembedding) * tokens + 2 * unembedding
+        return ModelBench(
+            op="prefill",
+            **self._identity(),
+            tokens=tokens,
+            depth=depth,
+            seconds=tuple(seconds),
+            tokens_per_second=rate,
+            gflops=flops * rate / tokens / 1e9,
+            zones=zones,
+        )
+
+    def decode(self, tokens: int, *, depth: int = 0) -> ModelBench:
+        """``tokens`` tokens one after another, after ``depth`` tokens (one at least)."""
+        _check("tokens", tokens, 1)
+        depth = max(1, depth)
+        token_bytes = self.token_bytes(depth + tokens // 2)
+        sweep = _sweep_bytes(token_bytes) if self._model.device == "cpu" else None
+        with self._session_at(depth, tokens + 2) as session:
+
+            def run() -> float:
+                session.rewind(depth)
+                # The first token comes from the prompt's step; the others are one step each.
+                generation = session.generate((), GREEDY, max_new_tokens=tokens + 1)
+                next(generation)
+                start = time.perf_counter()
+                for _ in generation:
+                    pass
+                return time.perf_counter() - start
+
+            run()
+            seconds: list[float] = []
+            bandwidths: list[float] = []
+            for _ in range(self._repeats):
+                if sweep is not None:
+                    bandwidths.append(_core.read_bandwidth(sweep, self._num_threads))
+                seconds.append(run())
+            zones = self._traced(run)
+        rate = tokens / statistics.median(seconds)
+        pairs = zip(seconds, bandwidths, strict=False)
+        shares = [tokens * token_bytes / s / bandwidth for s, bandwidth in pairs]
+        return ModelBench(
+            op="decode",
+            **self._identity(),
+            tokens=tokens,
+            depth=depth,
+            seconds=tuple(seconds),
+            tokens_per_second=rate,
+            token_bytes=token_bytes,
+            bytes_per_second=token_bytes * rate,
+            read_bytes_per_second=statistics.median(bandwidths) if bandwidths else None,
+            share=statistics.median(shares) if shares else None,
+            zones=zones,
+        )
+
+    def token_bytes(self, position: int) -> int:
+        """Bytes that decoding one token at ``position`` cannot avoid reading."""
+        report, config = self._model.report(), self._model.config
+        weights = report.token_bytes_int8 if self._dense == "int8" else report.token_bytes_bf16
+        element = 4 if self._precision == "float32" else 2
+        seen = sum(
+            min(position, config.sliding_window) if window else position
+            for window in config.layer_windows
+        )
+        return weights + 2 * element * config.num_kv_heads * config.head_dim * seen
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "model": self._model.checkpoint.directory.name,
+            "engine": self._model._core.describe(),
+            "precision": self._precision,
+            "dense": self._dense,
+        }
+
+    def _session_at(self, depth: int, room: int) -> Session:
+        """A session that holds ``depth`` random tokens, marked, with room for more."""
+        _check("depth", depth, 0)
+        if depth + room > self._model.config.max_context:
+            raise InvalidArgument(
+                f"[bench] expected depth and tokens within the context of "
+                f"{self._model.config.max_context}, got {depth} and {room}"
+            )
+        session = self._model.session(max_tokens=depth + room)
+        if depth:
+            session.forward(self._prompt(depth), logits="none")
+            session.mark()
+        return session
+
+    def _prompt(self, count: int) -> list[int]:
+        ids: list[int] = self._random.integers(0, self._model.config.vocab_size, count).tolist()
+        return ids
+
+    def _traced(self, run: Callable[[], float]) -> dict[str, tuple[int, float]]:
+        self._model.trace(on=True)
+        try:
+            run()
+            return self._model.trace_totals()
+        finally:
+            self._model.trace(on=False)
+
+
+def last_level_cache_bytes() -> int:
+    """Bytes of the largest cache of the first CPU; 0 where the system does not say."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes)
+
+
+def _sweep_bytes(token_bytes: int) -> int | None:
+    """How much memory a measurement reads; None when a token's bytes may stay in cache."""
+    cache = last_level_cache_bytes()
+    if token_bytes <= max(cache, 32 << 20):
+        return None
+    return max(_MIN_SWEEP_BYTES, min(_SWEEP_CACHES * cache, 2 * _MIN_SWEEP_BYTES))
+
+
+def _check(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InvalidArgument(f"[bench] {name}: expected {least} or more, got {value}")
