@@ -81,8 +81,13 @@ struct MxStream {
     Block out;
     tile.load_codes(first_block + index, out.codes);
     out.scales = scales + index * kRowTile;
-    prefetch(next_tile + (first_block + index) * kRowTile * kMxBlockBytes,
-             kRowTile * kMxBlockBytes);
+    // Four rows a block, so that four blocks, which are a cache line of each row, fetch them all.
+    const std::int64_t b = first_block + index;
+    const std::uint8_t* ahead = next_tile + b / 4 * 64;
+    for (std::int64_t i = 0; i < kRowTile / 4; ++i) {
+      __builtin_prefetch(ahead + (b % 4 * (kRowTile / 4) + i) * tile.num_blocks * kMxBlockBytes, 0,
+                         2);
+    }
     return out;
   }
 };
@@ -166,6 +171,93 @@ void stream_mx_tile(const MxPanelArgs& args) {
   finish_mx_panel<1>(args);
 }
 
+// One token's activations in strips, the last of which overlaps the one before it so that nothing
+// is read beyond a row.
+struct StripToken {
+  std::int8_t* x;      // [num_strips][2][kStripBlocks][16]
+  std::int32_t* init;  // [num_strips][kStripBlocks][4]
+  float* scales;       // [num_blocks], halved
+  std::int32_t* dots;  // [kRowTile / 4][num_blocks + kStripBlocks][4 rows]
+};
+
+GPTOSS_INLINE std::int64_t strip_begin(std::int64_t strip, std::int64_t num_blocks) {
+  const std::int64_t begin = strip * kStripBlocks;
+  return begin + kStripBlocks <= num_blocks ? begin : num_blocks - kStripBlocks;
+}
+
+inline StripToken pack_strips(const QuantizedMatrix& x, std::int64_t row, std::byte* scratch) {
+  const std::int64_t num_blocks = x.cols / kMxBlock;
+  const std::int64_t num_strips = (num_blocks + kStripBlocks - 1) / kStripBlocks;
+  // 116 bytes a block and a few: less than a chunk of tokens takes.
+  StripToken out;
+  out.x = reinterpret_cast<std::int8_t*>(scratch);
+  scratch += align_up(num_strips * kStripBlocks * kMxBlock);
+  out.init = reinterpret_cast<std::int32_t*>(scratch);
+  scratch += align_up(num_strips * kStripBlocks * 16);
+  out.scales = reinterpret_cast<float*>(scratch);
+  scratch += align_up(num_blocks * 4);
+  out.dots = reinterpret_cast<std::int32_t*>(scratch);
+  for (std::int64_t b = 0; b < num_blocks; ++b)
+    out.scales[b] = 0.5f * x.scales[row * num_blocks + b];
+  for (std::int64_t strip = 0; strip < num_strips; ++strip) {
+    for (std::int64_t i = 0; i < kStripBlocks; ++i) {
+      const std::int64_t b = row * num_blocks + strip_begin(strip, num_blocks) + i;
+      std::int8_t* to = out.x + strip * kStripBlocks * kMxBlock + i * 16;
+      for (int j = 0; j < 4; ++j) {
+        __builtin_memcpy(to + 4 * j, x.q + b * kMxBlock + 8 * j, 4);
+        __builtin_memcpy(to + kStripBlocks * 16 + 4 * j, x.q + b * kMxBlock + 8 * j + 4, 4);
+      }
+      std::int32_t* init = out.init + (strip * kStripBlocks + i) * 4;
+      init[0] = -kMxfp4Offset * x.sums[b];
+      init[1] = init[2] = init[3] = 0;
+    }
+  }
+  return out;
+}
+
+// Rows fetched ahead to the second-level cache in the order of use: 91 to 94 % of the speed of a
+// plain read loop (Sapphire Rapids, 2880 columns); 75 % in the order of addresses, 58 % with none.
+constexpr std::int64_t kStripsAhead = 8;
+
+// One tile of rows for one token.
+void multiply_strips(const LinearMxfp4Args& args, const StripToken& token, std::int64_t row,
+                     float* out) {
+  const MxTile tile = mx_tile(args.weight, row);
+  const std::int64_t num_blocks = tile.num_blocks;
+  const std::int64_t row_bytes = num_blocks * kMxBlockBytes;
+  const std::int64_t num_strips = (num_blocks + kStripBlocks - 1) / kStripBlocks;
+  const std::int64_t dots_stride = (num_blocks + kStripBlocks) * 4;
+  for (std::int64_t r = 0; r < kRowTile; r += 4) {
+    const std::uint8_t* codes = tile.blocks + r * row_bytes;
+    std::int32_t* dots = token.dots + r / 4 * dots_stride;
+    for (std::int64_t strip = 0; strip < num_strips; ++strip) {
+      const std::int64_t b = strip_begin(strip, num_blocks);
+      for (std::int64_t i = 0; i < 4; ++i) {
+        const std::uint8_t* ahead = codes + i * row_bytes + b * kMxBlockBytes;
+        __builtin_prefetch(ahead + kStripsAhead * row_bytes, 0, 2);
+        __builtin_prefetch(ahead + 4 * kStripBlocks * kMxBlockBytes, 0, 3);
+      }
+      dot_strip(codes + b * kMxBlockBytes, row_bytes, token.x + strip * kStripBlocks * kMxBlock,
+                token.init + strip * kStripBlocks * 4, dots + b * 4);
+    }
+  }
+  RowFloats acc = zero_row_floats();
+  alignas(64) float scales[kBlockStep * kRowTile];
+  static_assert(kBlockStep % kStripBlocks == 0);
+  for (std::int64_t b = 0; b < num_blocks; b += kStripBlocks) {
+    if (b % kBlockStep == 0) load_scales(tile, b, scales, kRowTile);
+    RowInts dot[kStripBlocks];
+    load_strip_dots(token.dots + b * 4, dots_stride, dot);
+#pragma GCC unroll 4
+    for (int i = 0; i < kStripBlocks; ++i) {
+      if (b + i >= num_blocks) break;
+      acc = add_scaled_dot(acc, dot[i], token.scales[b + i],
+                           load_row_floats(scales + (b % kBlockStep + i) * kRowTile));
+    }
+  }
+  store_row_floats(out + row, add_row_floats(acc, load_row_bf16(args.bias + row)));
+}
+
 // kTiles tiles of rows for all groups of a chunk of tokens.
 template <int kTiles>
 void multiply_mx_panel(const MxPanelArgs& args) {
@@ -200,6 +292,13 @@ void multiply_mx_panel(const MxPanelArgs& args) {
 
 void linear_mxfp4_int8(const LinearMxfp4Args& args, Range rows, std::byte* scratch) {
   const Int8Scratch space = cut_scratch(scratch);
+  if (args.num_rows == 1 && args.weight.blocks_per_row() >= kStripBlocks) {
+    const StripToken token = pack_strips(args.x, args.x_rows[0], space.tokens);
+    for (std::int64_t row = rows.begin; row < rows.end; row += kRowTile) {
+      multiply_strips(args, token, row, args.out.row(args.out_rows[0]));
+    }
+    return;
+  }
   for (std::int64_t first = 0; first < args.num_rows; first += kTokenChunk) {
     const std::int64_t left = args.num_rows - first;
     const TokenGroups groups = token_groups(left < kTokenChunk ? left : kTokenChunk);

@@ -51,8 +51,11 @@ void pack_int8(const MatrixView<const bf16>& weight, Range rows, std::uint8_t* o
         __builtin_memcpy(packed + r * static_cast<std::int64_t>(sizeof(bf16)), &scale,
                          sizeof scale);
         for (std::int64_t i = 0; i < kMxBlock; ++i) {
-          packed[kPackedScaleBytes + (i / 4 * kRowTile + r) * 4 + i % 4] =
-              static_cast<std::uint8_t>(q[i] + kInt8Offset);
+          q[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(q[i] + kInt8Offset));
+        }
+        std::uint8_t* codes = packed + kPackedScaleBytes + r * 4;
+        for (std::int64_t i = 0; i < kMxBlock; i += 4) {
+          __builtin_memcpy(codes + i * kRowTile, q + i, 4);
         }
       }
     }

@@ -158,6 +158,43 @@ GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std
   }
 }
 
+// One token: four rows at a time are read in memory order, a vector holding kStripBlocks blocks of
+// a row, and the four partial sums of each block are added up across lanes.
+constexpr std::int64_t kStripBlocks = 2;
+
+// Exact products of a strip of blocks of four rows. x: [2][kStripBlocks][16], the elements of low
+// nibbles, then of high ones; init: [kStripBlocks][4], -offset * sum(x), 0, 0, 0 for each block.
+// out: [kStripBlocks][4 rows]. Two pairs are at most 2 * 6096, which int16 holds.
+GPTOSS_INLINE void dot_strip(const std::uint8_t* codes, std::int64_t stride, const std::int8_t* x,
+                             const std::int32_t* init, std::int32_t* out) {
+  const __m256i start = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(init));
+  const __m256i x_low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  const __m256i x_high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 32));
+  __m256i dot[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    const __m256i bytes = load_row_bytes(codes + r * stride);
+    const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(decode_nibbles(bytes, 0), x_low),
+                                           _mm256_maddubs_epi16(decode_nibbles(bytes, 1), x_high));
+    dot[r] = _mm256_add_epi32(start, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  const __m256i a = _mm256_add_epi32(_mm256_unpacklo_epi32(dot[0], dot[1]),
+                                     _mm256_unpackhi_epi32(dot[0], dot[1]));
+  const __m256i b = _mm256_add_epi32(_mm256_unpacklo_epi32(dot[2], dot[3]),
+                                     _mm256_unpackhi_epi32(dot[2], dot[3]));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                      _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)));
+}
+
+// dots: [kRowTile / 4][stride] of what dot_strip wrote; out[i]: block i of every row.
+GPTOSS_INLINE void load_strip_dots(const std::int32_t* dots, std::int64_t stride,
+                                   RowInts (&out)[kStripBlocks]) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(dots));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(dots + stride));
+  out[0] = _mm256_permute2x128_si256(low, high, 0x20);
+  out[1] = _mm256_permute2x128_si256(low, high, 0x31);
+}
+
 // 32 values of a row, to be quantised.
 struct FloatBlock {
   __m256 v[4];

@@ -139,6 +139,50 @@ GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std
   }
 }
 
+// One token: four rows at a time are read in memory order, a vector holding kStripBlocks blocks of
+// a row, and the four partial sums of each block are added up across lanes.
+constexpr std::int64_t kStripBlocks = 4;
+
+// Exact products of a strip of blocks of four rows. x: [2][kStripBlocks][16], the elements of low
+// nibbles, then of high ones; init: [kStripBlocks][4], -offset * sum(x), 0, 0, 0 for each block.
+// out: [kStripBlocks][4 rows].
+GPTOSS_INLINE void dot_strip(const std::uint8_t* codes, std::int64_t stride, const std::int8_t* x,
+                             const std::int32_t* init, std::int32_t* out) {
+  const __m512i start = _mm512_loadu_si512(init);
+  const __m512i x_low = _mm512_loadu_si512(x);
+  const __m512i x_high = _mm512_loadu_si512(x + 64);
+  __m512i dot[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    const __m512i bytes = load_row_bytes(codes + r * stride);
+    dot[r] = _mm512_dpbusd_epi32(start, decode_nibbles(bytes, 0), x_low);
+    dot[r] = _mm512_dpbusd_epi32(dot[r], decode_nibbles(bytes, 1), x_high);
+  }
+  const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(dot[0], dot[1]),
+                                     _mm512_unpackhi_epi32(dot[0], dot[1]));
+  const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(dot[2], dot[3]),
+                                     _mm512_unpackhi_epi32(dot[2], dot[3]));
+  _mm512_storeu_si512(out,
+                      _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)));
+}
+
+// dots: [kRowTile / 4][stride] of what dot_strip wrote; out[i]: block i of every row.
+GPTOSS_INLINE void load_strip_dots(const std::int32_t* dots, std::int64_t stride,
+                                   RowInts (&out)[kStripBlocks]) {
+  const __m512i r0 = _mm512_loadu_si512(dots);
+  const __m512i r1 = _mm512_loadu_si512(dots + stride);
+  const __m512i r2 = _mm512_loadu_si512(dots + 2 * stride);
+  const __m512i r3 = _mm512_loadu_si512(dots + 3 * stride);
+  const __m512i a = _mm512_shuffle_i32x4(r0, r1, 0x44);
+  const __m512i b = _mm512_shuffle_i32x4(r2, r3, 0x44);
+  const __m512i c = _mm512_shuffle_i32x4(r0, r1, 0xee);
+  const __m512i d = _mm512_shuffle_i32x4(r2, r3, 0xee);
+  out[0] = _mm512_shuffle_i32x4(a, b, 0x88);
+  out[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+  out[2] = _mm512_shuffle_i32x4(c, d, 0x88);
+  out[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+}
+
 // 32 values of a row, to be quantised.
 struct FloatBlock {
   __m512 v[2];

@@ -139,6 +139,29 @@ GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std
   }
 }
 
+// One token: four rows at a time are read in memory order, one block a strip.
+constexpr std::int64_t kStripBlocks = 1;
+
+// Exact products of a block of four rows. x: [2][16], the elements of low nibbles, then of high
+// ones; init: [4], of which the first is added. out: [4 rows].
+GPTOSS_INLINE void dot_strip(const std::uint8_t* codes, std::int64_t stride, const std::int8_t* x,
+                             const std::int32_t* init, std::int32_t* out) {
+  for (int r = 0; r < 4; ++r) {
+    std::int32_t sum = init[0];
+    for (int i = 0; i < 16; ++i) {
+      const std::uint8_t code = codes[r * stride + i];
+      sum += kE2m1Doubled[code & 15] * x[i] + kE2m1Doubled[code >> 4] * x[16 + i];
+    }
+    out[r] = sum;
+  }
+}
+
+// dots: [kRowTile / 4][stride] of what dot_strip wrote; out[0]: the block of every row.
+GPTOSS_INLINE void load_strip_dots(const std::int32_t* dots, std::int64_t stride,
+                                   RowInts (&out)[kStripBlocks]) {
+  for (int r = 0; r < kRowTile; ++r) out[0].v[r] = dots[r / 4 * stride + r % 4];
+}
+
 // 32 values of a row, to be quantised.
 struct FloatBlock {
   float v[32];
