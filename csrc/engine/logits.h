@@ -5,7 +5,9 @@
 // was cut; a token below 2^-45 of the likeliest has weight 0.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -14,15 +16,36 @@ namespace gptoss {
 constexpr int kWeightBits = 44;  // vocabularies up to 2^19 sum up below 2^63
 constexpr std::uint64_t kLargestWeight = std::uint64_t{1} << kWeightBits;
 
-struct LogitRange {
-  float largest = 0;     // -inf when nothing is finite
-  bool has_nan = false;  // largest is then unspecified
-  bool has_plus_inf = false;
+struct Candidate {
+  std::int32_t token;
+  float logit;
+  std::uint64_t weight;
 };
-LogitRange scan_logits(std::span<const float> logits);
 
-// Index of the largest logit, the lowest among equals.
-std::int32_t argmax(std::span<const float> logits);
+// What one pass over a row finds, remembered by blocks so that later passes can skip most of them.
+class LogitScan {
+ public:
+  static constexpr std::size_t kBlock = 256;
+
+  void scan(std::span<const float> logits);
+
+  bool has_nan() const { return has_nan_; }  // the rest is then unspecified
+  bool has_plus_inf() const { return largest_ == std::numeric_limits<float>::infinity(); }
+  float largest() const { return largest_; }  // -inf when nothing is finite
+  // Index of the largest logit, the lowest among equals.
+  std::int32_t argmax() const;
+  // The k largest, ascending by token; ties at the end go to the lower ids. Weights are 0.
+  void top_k(std::int64_t k, std::vector<Candidate>& out);
+  // Every logit of `bound` or more, ascending by token. Weights are 0.
+  void at_least(float bound, std::vector<Candidate>& out) const;
+
+ private:
+  std::span<const float> logits_;
+  std::vector<std::int32_t> block_keys_;   // of the largest logit of each block
+  std::vector<std::int32_t> sorted_keys_;  // scratch
+  float largest_ = 0;
+  bool has_nan_ = false;
+};
 
 // Weights of a row against its largest logit.
 class SoftmaxWeights {
@@ -50,22 +73,10 @@ double log_probability(std::span<const float> logits, std::int32_t token);
 // log(sum(exp(logits - largest))).
 double log_normalizer(std::span<const float> logits, float largest);
 
-struct Candidate {
-  std::int32_t token;
-  float logit;
-  std::uint64_t weight;
-};
-
-// Orders floats like unsigned integers, -0 equal to +0. Not for NaN.
-std::uint32_t order_key(float value);
-
 // Keeps the candidates that come before `limit` when taken in order of logit (largest first, lower
 // ids first among equals): one is kept while the measure of those before it is below the limit, so
 // at least one is. Candidates ascend by token, and still do afterwards. Linear in their number.
 enum class Measure { kCount, kWeight };
 void keep_likeliest(std::vector<Candidate>& candidates, Measure measure, std::uint64_t limit);
-
-// The k largest of a row, ascending by token; ties at the end go to the lower ids. Weights are 0.
-void select_top_k(std::span<const float> logits, std::int64_t k, std::vector<Candidate>& out);
 
 }  // namespace gptoss

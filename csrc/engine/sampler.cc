@@ -91,6 +91,10 @@ void Sampler::apply_mask(const TokenMask& mask) {
     const unsigned allowed = data[byte];
     if (allowed == 0xff) continue;
     const std::size_t end = std::min(8 * byte + 8, vocab);
+    if (allowed == 0) {
+      std::fill(out + 8 * byte, out + end, kMinusInf);
+      continue;
+    }
     for (std::size_t i = 8 * byte; i < end; ++i) {
       if ((allowed >> (i % 8) & 1u) == 0) out[i] = kMinusInf;
     }
@@ -133,11 +137,12 @@ bool Sampler::has_filters() const {
 
 // What top-k, top-p and min-p leave, ascending by token. Never sorts: a radix descent finds the
 // cut.
-void Sampler::fill_candidates(std::span<const float> logits, const SoftmaxWeights& weights) {
+void Sampler::fill_candidates(std::span<const float> logits, LogitScan& scan,
+                              const SoftmaxWeights& weights) {
   const double min_weight = std::max(1.0, std::ceil(options_.min_p * kLargestWeight));
   std::uint64_t total = 0;  // for top-p: of what top-k leaves
   if (options_.top_k > 0 && options_.top_k < vocab_size_) {
-    select_top_k(logits, options_.top_k, candidates_);
+    scan.top_k(options_.top_k, candidates_);
     for (Candidate& candidate : candidates_) {
       candidate.weight = weights.weight(candidate.logit);
       total += candidate.weight;
@@ -151,11 +156,9 @@ void Sampler::fill_candidates(std::span<const float> logits, const SoftmaxWeight
       const double share = (1 - options_.top_p) * static_cast<double>(total);
       lightest = std::max(min_weight, std::floor(0.99 * share / static_cast<double>(vocab_size_)));
     }
-    const float bound = weights.lower_bound(lightest);
-    candidates_.clear();
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-      if (logits[i] < bound) continue;
-      candidates_.push_back({static_cast<std::int32_t>(i), logits[i], weights.weight(logits[i])});
+    scan.at_least(weights.lower_bound(lightest), candidates_);
+    for (Candidate& candidate : candidates_) {
+      candidate.weight = weights.weight(candidate.logit);
     }
   }
   if (options_.top_p < 1) {
@@ -167,11 +170,11 @@ void Sampler::fill_candidates(std::span<const float> logits, const SoftmaxWeight
   });
 }
 
-std::int32_t Sampler::draw(std::span<const float> logits, float largest) {
-  const SoftmaxWeights weights(largest, options_.temperature);
+std::int32_t Sampler::draw(std::span<const float> logits, LogitScan& scan) {
+  const SoftmaxWeights weights(scan.largest(), options_.temperature);
   const std::uint64_t random = philox(seed_, draws_);
   if (has_filters()) {
-    fill_candidates(logits, weights);
+    fill_candidates(logits, scan, weights);
     std::uint64_t total = 0;
     for (const Candidate& candidate : candidates_) total += candidate.weight;
     std::uint64_t left = scale_random(random, total);
@@ -200,12 +203,12 @@ void Sampler::record(std::int32_t token) {
   seen_.push_back(token);
 }
 
-void Sampler::add_logprobs(std::span<const float> logits, float largest, SampledToken& result) {
+void Sampler::add_logprobs(std::span<const float> logits, SampledToken& result) {
   if (options_.num_logprobs < 0) return;
-  const double shift = largest + log_normalizer(logits, largest);
+  const double shift = scan_.largest() + log_normalizer(logits, scan_.largest());
   result.logprob = logits[static_cast<std::size_t>(result.token)] - shift;
   if (options_.num_logprobs == 0) return;
-  select_top_k(logits, options_.num_logprobs, candidates_);
+  scan_.top_k(options_.num_logprobs, candidates_);
   std::stable_sort(candidates_.begin(), candidates_.end(),
                    [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
   for (const Candidate& candidate : candidates_) {
@@ -213,68 +216,59 @@ void Sampler::add_logprobs(std::span<const float> logits, float largest, Sampled
   }
 }
 
-namespace {
-
-float check_row(std::span<const float> logits, std::int64_t vocab_size) {
-  GPTOSS_REQUIRE(InvalidArgument, static_cast<std::int64_t>(logits.size()) == vocab_size,
-                 "[sample] expected ", vocab_size, " logits, got ", logits.size(),
+// Scans and checks the row, before and after adjust.
+Sampler::Row Sampler::prepare(std::span<const float> logits, const TokenMask* mask) {
+  GPTOSS_REQUIRE(InvalidArgument, std::ssize(logits) == vocab_size_, "[sample] expected ",
+                 vocab_size_, " logits, got ", logits.size(),
                  "; give one row of this model's logits");
-  const LogitRange range = scan_logits(logits);
-  GPTOSS_REQUIRE(Error, !range.has_nan && !range.has_plus_inf, "[sample] expected finite logits, ",
-                 range.has_nan ? "found NaN" : "found +inf",
-                 " (logits hold NaN or infinity); is the checkpoint damaged?");
-  GPTOSS_REQUIRE(Error, std::isfinite(range.largest),
-                 "[sample] expected finite logits, all are -inf; is the checkpoint damaged?");
-  return range.largest;
+  scan_.scan(logits);
+  GPTOSS_REQUIRE(Error, !scan_.has_nan() && !scan_.has_plus_inf(), "[sample] logits hold ",
+                 scan_.has_nan() ? "NaN" : "+inf",
+                 ", expected finite values; is the checkpoint damaged?");
+  GPTOSS_REQUIRE(Error, std::isfinite(scan_.largest()),
+                 "[sample] logits hold -inf only, expected finite values; is the checkpoint "
+                 "damaged?");
+  const std::span<const float> adjusted = adjust(logits, mask);
+  if (adjusted.data() == logits.data()) return {logits, scan_};
+  adjusted_scan_.scan(adjusted);
+  GPTOSS_REQUIRE(InvalidArgument, std::isfinite(adjusted_scan_.largest()),
+                 "[sample] expected at least one allowed token, the mask, the bias and the banned "
+                 "ids leave none; allow more");
+  return {adjusted, adjusted_scan_};
 }
-
-float check_left(std::span<const float> adjusted) {
-  const float largest = scan_logits(adjusted).largest;
-  GPTOSS_REQUIRE(
-      InvalidArgument, std::isfinite(largest),
-      "[sample] expected at least one allowed token, the mask, the bias and the banned ids "
-      "leave none; allow more");
-  return largest;
-}
-
-}  // namespace
 
 SampledToken Sampler::sample(std::span<const float> logits, const TokenMask* mask) {
-  const float largest = check_row(logits, vocab_size_);
-  const std::span<const float> adjusted = adjust(logits, mask);
-  const bool changed = adjusted.data() != logits.data();
-  const float largest_left = changed ? check_left(adjusted) : largest;
+  const Row row = prepare(logits, mask);
   SampledToken result;
-  result.token = options_.temperature == 0 ? argmax(adjusted) : draw(adjusted, largest_left);
-  add_logprobs(logits, largest, result);
+  result.token = options_.temperature == 0 ? row.scan.argmax() : draw(row.logits, row.scan);
+  add_logprobs(logits, result);
   record(result.token);
   return result;
 }
 
 void Sampler::distribution(std::span<const float> logits, const TokenMask* mask,
                            std::span<double> out) {
-  check_row(logits, vocab_size_);
-  const std::span<const float> adjusted = adjust(logits, mask);
-  const float largest = check_left(adjusted);
+  const Row row = prepare(logits, mask);
+  GPTOSS_REQUIRE(InvalidArgument, out.size() == logits.size(), "[sample] expected room for ",
+                 vocab_size_, " probabilities, got ", out.size());
   std::fill(out.begin(), out.end(), 0.0);
   if (options_.temperature == 0) {
-    out[static_cast<std::size_t>(argmax(adjusted))] = 1.0;
+    out[static_cast<std::size_t>(row.scan.argmax())] = 1.0;
     return;
   }
-  const SoftmaxWeights weights(largest, options_.temperature);
-  if (has_filters()) {
-    fill_candidates(adjusted, weights);
-    double total = 0;
-    for (const Candidate& candidate : candidates_) total += static_cast<double>(candidate.weight);
-    for (const Candidate& candidate : candidates_) {
-      out[static_cast<std::size_t>(candidate.token)] =
-          static_cast<double>(candidate.weight) / total;
+  const SoftmaxWeights weights(row.scan.largest(), options_.temperature);
+  if (!has_filters()) {
+    const double total = static_cast<double>(weights.sum(row.logits));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] = static_cast<double>(weights.weight(row.logits[i])) / total;
     }
     return;
   }
-  const double total = static_cast<double>(weights.sum(adjusted));
-  for (std::size_t i = 0; i < adjusted.size(); ++i) {
-    out[i] = static_cast<double>(weights.weight(adjusted[i])) / total;
+  fill_candidates(row.logits, row.scan, weights);
+  double total = 0;
+  for (const Candidate& candidate : candidates_) total += static_cast<double>(candidate.weight);
+  for (const Candidate& candidate : candidates_) {
+    out[static_cast<std::size_t>(candidate.token)] = static_cast<double>(candidate.weight) / total;
   }
 }
 

@@ -80,14 +80,22 @@ class Sampler {
   std::uint64_t draws() const { return draws_; }
 
  private:
+  // What is sampled from: the caller's logits or the adjusted copy.
+  struct Row {
+    std::span<const float> logits;
+    LogitScan& scan;
+  };
+  Row prepare(std::span<const float> logits, const TokenMask* mask);
   std::span<const float> adjust(std::span<const float> logits, const TokenMask* mask);
   void apply_mask(const TokenMask& mask);
   void apply_penalties();
-  std::int32_t draw(std::span<const float> logits, float largest);
+  // Of the logits after adjust, which `scan` has seen.
+  std::int32_t draw(std::span<const float> logits, LogitScan& scan);
   bool has_filters() const;
-  void fill_candidates(std::span<const float> logits, const SoftmaxWeights& weights);
+  void fill_candidates(std::span<const float> logits, LogitScan& scan,
+                       const SoftmaxWeights& weights);
   void record(std::int32_t token);
-  void add_logprobs(std::span<const float> logits, float largest, SampledToken& result);
+  void add_logprobs(std::span<const float> logits, SampledToken& result);
 
   const SamplingOptions options_;
   const std::int64_t vocab_size_;
@@ -99,6 +107,8 @@ class Sampler {
   std::vector<bool> is_seen_;                // [vocab] or empty
   std::vector<std::int32_t> seen_;
   // Scratch.
+  LogitScan scan_;           // of the logits as they came
+  LogitScan adjusted_scan_;  // after adjust
   std::vector<float> adjusted_;
   std::vector<Candidate> candidates_;
   std::vector<std::uint64_t> sums_;

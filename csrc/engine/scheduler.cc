@@ -11,6 +11,8 @@ namespace {
 
 // Long enough for a thread that was just woken to sample and come back, short against any step.
 constexpr std::chrono::microseconds kGatherTime{100};
+// Rows of many callers are copied from a common buffer; what one large step needed is not kept.
+constexpr std::size_t kLogitsBytesKept = std::size_t{64} << 20;
 
 }  // namespace
 
@@ -87,7 +89,7 @@ void Scheduler::lead(State& state, Caller& self, std::unique_lock<std::mutex>& l
 }
 
 void Scheduler::gather(State& state, const Caller& self, std::unique_lock<std::mutex>& lock) {
-  if (self.step.forced_experts != nullptr || self.num_tokens >= backend_.max_batch_tokens()) return;
+  if (self.step.forced_experts != nullptr || self.num_tokens >= max_batch_tokens_) return;
   const auto all_here = [&] {
     return std::none_of(state.generations.begin(), state.generations.end(),
                         [](const Generation& g) { return g.in_last_step && !g.queued; });
@@ -101,7 +103,7 @@ Scheduler::Caller* Scheduler::take_batch(State& state) {
   for (Generation& generation : state.generations) generation.in_last_step = false;
   Caller* first = nullptr;
   Caller* last = nullptr;
-  std::int64_t room = backend_.max_batch_tokens();
+  std::int64_t room = max_batch_tokens_;
   for (auto at = state.queue.begin(); at != state.queue.end();) {
     Caller* const caller = *at;
     const bool alone = caller->step.forced_experts != nullptr;
@@ -148,6 +150,7 @@ void Scheduler::execute(Caller* batch) noexcept {
       for (StepEntry& entry : caller->step.entries) entry.sequence->unreserve();
     }
   }
+  if (logits_.num_bytes() > kLogitsBytesKept) logits_ = AlignedBuffer();
   pool_.trim();
 }
 

@@ -55,7 +55,10 @@ struct Step {
 class Scheduler {
  public:
   Scheduler(Backend& backend, PagePool& pool, std::int64_t vocab_size)
-      : backend_(backend), pool_(pool), vocab_size_(vocab_size) {}
+      : backend_(backend),
+        pool_(pool),
+        vocab_size_(vocab_size),
+        max_batch_tokens_(backend.max_batch_tokens()) {}
 
   // Forwards the step; the sequences have grown on return. Throws what page reservation (of this
   // step) or the backend (of the whole batch) threw; the step's sequences are as before then.
@@ -99,7 +102,8 @@ class Scheduler {
 
   Backend& backend_;
   PagePool& pool_;
-  std::int64_t vocab_size_;
+  const std::int64_t vocab_size_;
+  const std::int64_t max_batch_tokens_;
   ForkLocal<State> state_;
   ForkMutex backend_mutex_;
   // Under backend_mutex_.

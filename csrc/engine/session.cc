@@ -123,6 +123,14 @@ void Session::forward(std::span<const std::int32_t> tokens, LogitsWanted logits,
 void Session::forward_forced(std::span<const std::int32_t> tokens, const std::int32_t* experts,
                              float* out) {
   SessionUse use(*this, "forward");
+  const ModelConfig& config = use.core().config;
+  const std::int64_t num_choices =
+      config.num_layers * std::ssize(tokens) * config.experts_per_token;
+  for (std::int64_t i = 0; i < num_choices; ++i) {
+    GPTOSS_REQUIRE(InvalidArgument, experts[i] >= 0 && experts[i] < config.num_experts,
+                   "[forward] expected expert ids in [0, ", config.num_experts, "), got ",
+                   experts[i], " at index ", i, "; give [layers][tokens][experts_per_token]");
+  }
   ForwardJob job{&use, tokens, LogitsWanted::kAll, out};
   run_forward({&job, 1}, {.op = "forward", .forced_experts = experts});
 }
