@@ -307,6 +307,49 @@ def test_reasoning_is_dimmed_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
     assert not has_colour(Terminal())
 
 
+def test_an_interactive_chat_survives_ctrl_c_and_ends_with_ctrl_d(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command("chat", *NANO),
+        env=environment(XDG_STATE_HOME=str(tmp_path), TERM="xterm", NO_COLOR=""),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        preexec_fn=lambda: _take_terminal(terminal),
+    )
+    os.close(terminal)
+    seen = b""
+
+    def send_after_prompt(keys: bytes) -> None:
+        nonlocal seen
+        while not seen.endswith(b"> "):
+            seen += os.read(controller, 4096)
+        seen += b"|"
+        os.write(controller, keys)
+
+    for keys in (b"1 + 2\n", b"half a quest\x03", b"3 + 4\n", b"\x04"):
+        send_after_prompt(keys)
+    assert process.wait(timeout=30) == 0
+    os.close(controller)
+    history = tmp_path / "gpt-oss-native" / "chat_history"
+    assert b"tokens/s" in seen
+    assert b"\x1b[2m" in seen
+    assert b"rror" not in seen
+    pytest.importorskip("readline")
+    assert "3 + 4" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
+
+
+def _take_terminal(terminal: int) -> None:
+    """In the child: a session of its own, whose Ctrl-C comes from this terminal."""
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
 # --- info, synthesize, bench ----------------------------------------------------------------------
 
 
@@ -365,6 +408,31 @@ def test_bench_prints_a_table_and_json_lines(run: Run, tiny: str) -> None:
     assert decode["bytes_per_second"] == pytest.approx(
         decode["token_bytes"] * decode["tokens_per_second"]
     )
+
+
+def test_decode_is_compared_with_the_read_bandwidth_of_the_same_run(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt_oss_native import Model, bench
+
+    monkeypatch.setattr(bench, "_sweep_bytes", lambda token_bytes: 4 << 20)
+    with Model.load(tiny, num_threads=1, device="cpu") as model:
+        result = bench.ModelBencher(model, num_threads=1, repeats=3).decode(4)
+    assert result.read_bytes_per_second is not None
+    assert result.share is not None
+    assert 0 < result.share < 1
+
+
+def test_a_token_reads_the_keys_and_values_that_it_sees(tiny: str) -> None:
+    from gpt_oss_native import Model, bench
+
+    with Model.load(tiny, num_threads=1) as model:
+        bencher = bench.ModelBencher(model)
+        weights = model.report().token_bytes_bf16
+        config = model.config
+    per_position = 2 * 2 * config.num_kv_heads * 64  # keys and values in bf16
+    assert bencher.token_bytes(100) - weights == per_position * 100 * 4
+    assert bencher.token_bytes(1000) - weights == per_position * (1000 * 2 + 128 * 2)
 
 
 def test_tables_are_aligned() -> None:
