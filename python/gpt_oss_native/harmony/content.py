@@ -19,7 +19,7 @@ DEFAULT_CUTOFF = "2024-06"
 DEFAULT_CHANNELS = ("analysis", "commentary", "final")
 
 
-class ReasoningEffort(str, Enum):
+class ReasoningEffort(str, Enum):  # noqa: UP042  # str() as in openai_harmony
     """How much the model should reason before it answers."""
 
     LOW = "Low"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
-from enum import Enum
+from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,13 +27,10 @@ _SPECIAL = {
 }
 
 
-class HarmonyEncodingName(str, Enum):
+class HarmonyEncodingName(StrEnum):
     """The one published encoding; only for callers of the OpenAI package."""
 
     HARMONY_GPT_OSS = "HarmonyGptOss"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class HarmonyEncoding:

@@ -16,7 +16,7 @@ from ._checks import check_content_type, check_mapping, check_optional_name, che
 from .content import Content, TextContent, content_from_dict
 
 
-class Role(str, Enum):
+class Role(str, Enum):  # noqa: UP042  # str() as in openai_harmony
     """Who wrote a message."""
 
     USER = "user"

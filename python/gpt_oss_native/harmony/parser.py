@@ -22,6 +22,7 @@ from .recovery import Header, parse_recovering, parse_strict, parse_unfinished
 # The longest sensible header, a 64-character function name on the commentary channel spelled in
 # single bytes, has about 110 tokens. Beyond this the model writes text, and a reader should see it.
 _MAX_HEADER_TOKENS: Final = 128
+_ENDOFTEXT: Final = "<|endoftext|>"
 _REPLACEMENT: Final = "\ufffd"
 _Decoder: Final = codecs.getincrementaldecoder("utf-8")
 
@@ -59,8 +60,8 @@ class StreamableParser:
         self._channels = tuple(channels)
         self._recipients = None if recipients is None else frozenset(recipients)
         self._stops = {token: encoding.special_ids[token] for token in encoding.stop_tokens()}
-        if not strict and "<|endoftext|>" in encoding.special_tokens_set:
-            self._stops[encoding.tokenizer.encode_single_token("<|endoftext|>")] = "<|endoftext|>"
+        if not strict and _ENDOFTEXT in encoding.special_tokens_set:
+            self._stops[encoding.tokenizer.encode_single_token(_ENDOFTEXT)] = _ENDOFTEXT
         self._texts = encoding.texts
         self._tokens: list[int] = []
         self._messages: list[Message] = []
@@ -284,14 +285,13 @@ class StreamableParser:
     def _restart_header(self) -> None:
         """``<|start|>`` inside a header: what stood there was text, or nothing."""
         end = len(self._tokens) - 1
-        if end > self._header_begin:
-            header, text = self._unfinished(end)
-            if text:
-                self._odd.append("no <|message|> and no end")
-                self._add(header, text, None, end)
-            else:
-                self._odd.append("header begun twice")
-            self._role = None
+        header, text = self._unfinished(end)
+        if text:
+            self._odd.append("no <|message|> and no end")
+            self._add(header, text, None, end)
+        else:
+            self._odd.append("header begun twice")
+        self._role = None
         self._open_header(end + 1)
 
     # Content
@@ -327,7 +327,7 @@ class StreamableParser:
     def _decode(self, token: int) -> None:
         data = self._encoding.token_bytes(token)
         if self._strict and (data is None or self._stuck):
-            self._stuck = True
+            self._stuck = self._pending = True
             self._delta = None
             return
         if data is None:
@@ -366,6 +366,8 @@ class StreamableParser:
         message.recovered = (*self._odd, *header.notes)
         message.span = (self._begin, end)
         message.end = None if stop is None else self._stops[stop]
+        if message.end == _ENDOFTEXT:
+            message.recovered = (*message.recovered, f"ended by {_ENDOFTEXT}")
         self._messages.append(message)
         self._begin = end
         self._odd = []

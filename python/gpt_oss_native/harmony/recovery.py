@@ -124,7 +124,12 @@ def parse_recovering(
         return header
     reader = _Reader(text, role, channels)
     reader.read(closed=True)
-    return reader.finish(recipients)
+    header = reader.finish(recipients)
+    named = header.name is not None and header.role != Role.TOOL
+    typed = header.recipient is None and (header.content_type or "").startswith(CONSTRAIN)
+    if not (header.notes or named or typed):  # these two are in order, though not by the letter
+        header.notes.append("header out of order")
+    return header
 
 
 def parse_unfinished(
@@ -200,6 +205,8 @@ class _Reader:
             self.note(f"{match[0]} inside the header")
             return match.end()
         if match := _TO_ITEM.match(text, pos):
+            if match[0] != f"to={match[1]}":
+                self.note(f"recipient after {match[0].removesuffix(match[1])!r}")
             self.recipient(match[1])
             return match.end()
         if not self.named and not self.rest and (match := _ROLE_ITEM.match(text, pos)):
