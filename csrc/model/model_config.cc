@@ -42,6 +42,7 @@ void ModelConfig::validate() const {
   require_size("num_heads", num_heads, 1, 4096);
   require_size("num_kv_heads", num_kv_heads, 1, num_heads);
   require_multiple("num_heads", num_heads, num_kv_heads);
+  require_size("num_heads / num_kv_heads", heads_per_kv_head(), 1, kMaxHeadsPerKvHead);
   require_size("vocab_size", vocab_size, 1, kMaxSize);
   require_size("max_context", max_context, 1, std::int64_t{1} << 24);
   GPTOSS_REQUIRE(CheckpointError, layer_is_sliding.size() == static_cast<std::size_t>(num_layers),

@@ -7,6 +7,8 @@
 namespace gptoss {
 
 constexpr std::int64_t kHeadDim = 64;  // required by the kernels, checked at load
+// Query heads that share a kv head: a tile of the attention kernels holds one token's. Checked too.
+constexpr std::int64_t kMaxHeadsPerKvHead = 128;
 
 struct ModelConfig {
   std::int64_t num_layers = 0;
