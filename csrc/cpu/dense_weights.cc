@@ -35,7 +35,7 @@ DenseWeights::DenseWeights(const Weights& weights, bool int8, const KernelTable&
     total += (bytes + kAlignment - 1) / kAlignment * kAlignment;
   };
   for (DenseLayer& layer : layers) {
-    for (DenseMatrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.out}) place(*matrix);
+    for (DenseMatrix* matrix : {&layer.q, &layer.v, &layer.out}) place(*matrix);
   }
   place(unembedding);
   packed = AlignedBuffer(total, "int8 dense weights");

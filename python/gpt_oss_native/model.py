@@ -24,7 +24,9 @@ from .hub import resolve
 if TYPE_CHECKING:
     import tiktoken
 
+    from .chat import Chat
     from .harmony import HarmonyEncoding
+    from .sampling import Sampling
     from .session import Session
 
 _log = logging.getLogger("gpt_oss_native")
@@ -166,6 +168,33 @@ class Model:
                 f"[session] max_tokens: expected 1 to {self.config.max_context}, got {max_tokens}"
             )
         return Session(self, self._core.session(max_tokens or 0))
+
+    def chat(
+        self,
+        *,
+        instructions: str | None = None,
+        reasoning: str = "medium",
+        keep_reasoning: bool = False,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        conversation_date: str | None = None,
+        max_tokens: int | None = None,
+    ) -> Chat:
+        """A conversation on a session of its own; the arguments are `Chat`'s."""
+        from .chat import Chat
+
+        return Chat(
+            self,
+            instructions=instructions,
+            reasoning=reasoning,
+            keep_reasoning=keep_reasoning,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            conversation_date=conversation_date,
+            max_tokens=max_tokens,
+        )
 
     def restore(self, path: str | os.PathLike[str]) -> Session:
         """The session that `Session.save` wrote, on this model.

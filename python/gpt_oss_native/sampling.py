@@ -14,7 +14,8 @@ import numpy.typing as npt
 class Sampling:
     """Options of `Session.generate`. The defaults are OpenAI's: temperature 1, nothing cut off.
 
-    The order is: penalties, ``logit_bias``, ``allowed_tokens``, temperature, top-k, top-p, min-p.
+    The order is: ``logit_bias``, ``allowed_tokens``, penalties, temperature, top-k, top-p, min-p
+    (csrc/engine/sampler.h has the formulas).
     Values out of range raise InvalidArgument when a generation starts.
 
     Attributes:
