@@ -77,11 +77,11 @@ struct PackTokensArgs {
   const std::int32_t* rows;  // of x, or null: first, first + 1, ...
   std::int64_t first;
   TokenGroups groups;
-  float scale_factor;   // of x's scales, a power of two
-  std::int32_t offset;  // of the weights
+  float scale_factor;  // of x's scales, a power of two
 };
 
-inline void pack_tokens(const PackTokensArgs& args, std::byte* out) {
+template <bool kMxfp4>
+void pack_tokens(const PackTokensArgs& args, std::byte* out) {
   const QuantizedMatrix& x = args.x;
   const std::int64_t num_blocks = x.cols / kMxBlock;
   for (std::int64_t group = 0; group < args.groups.groups; ++group) {
@@ -94,9 +94,11 @@ inline void pack_tokens(const PackTokensArgs& args, std::byte* out) {
       const std::int32_t* sums = x.sums + row * num_blocks;
       std::byte* block = out + begin * num_blocks * kTokenBlockBytes;
       for (std::int64_t b = 0; b < num_blocks; ++b, block += size * kTokenBlockBytes) {
-        __builtin_memcpy(block + t * kMxBlock, q + b * kMxBlock, kMxBlock);
+        const std::int8_t* bytes = q + b * kMxBlock;
+        __builtin_memcpy(block + t * kMxBlock, bytes, kMxBlock);
         const float scale = scales[b] * args.scale_factor;
-        const std::int32_t init = -args.offset * sums[b];
+        const std::int32_t init =
+            kMxfp4 ? start_of_mxfp4_dot(bytes, sums[b]) : start_of_int8_dot(bytes, sums[b]);
         __builtin_memcpy(block + size * kMxBlock + t * 4, &scale, sizeof scale);
         __builtin_memcpy(block + size * (kMxBlock + 4) + t * 4, &init, sizeof init);
       }

@@ -104,7 +104,7 @@ void linear_int8(const LinearInt8Args& args, Range rows, std::byte* scratch) {
     const std::int64_t left = args.x.rows - first;
     const TokenGroups groups = token_groups(left < kTokenChunk ? left : kTokenChunk);
     const Int8Scratch space = cut_scratch(scratch);
-    pack_tokens({args.x, nullptr, first, groups, 1.0f, kInt8Offset}, space.tokens);
+    pack_tokens<false>({args.x, nullptr, first, groups, 1.0f}, space.tokens);
     std::int64_t row = rows.begin;
     if (groups.groups > 1) {
       for (; row + (kPanelTiles - 1) * kRowTile < rows.end; row += kPanelTiles * kRowTile) {

@@ -303,7 +303,7 @@ void linear_mxfp4_int8(const LinearMxfp4Args& args, Range rows, std::byte* scrat
     const std::int64_t left = args.num_rows - first;
     const TokenGroups groups = token_groups(left < kTokenChunk ? left : kTokenChunk);
     // Half of x's scales, since the codes stand for twice the weights.
-    pack_tokens({args.x, args.x_rows + first, 0, groups, 0.5f, kMxfp4Offset}, space.tokens);
+    pack_tokens<true>({args.x, args.x_rows + first, 0, groups, 0.5f}, space.tokens);
     std::int64_t row = rows.begin;
     if (groups.groups == 1) {
       for (; row < rows.end; row += kRowTile) {

@@ -1,8 +1,8 @@
 // The intrinsics of the int8 kernels on AVX2 with FMA. A lane is an output row: a tile is 8 rows.
-// vpmaddubsw multiplies unsigned by signed bytes and adds pairs in saturating int16:
-// MXFP4 weights carry an offset of 12, so a pair is at most 2 * 24 * 127 = 6096 and four of them
-// add up in int16; dense weights go as |w| times x with w's sign, a pair is at most
-// 2 * 127 * 127 = 32258. Nothing saturates as long as no byte is -128, and none is.
+// vpmaddubsw multiplies unsigned by signed bytes and adds pairs in saturating int16: MXFP4 weights
+// carry an offset of 12, so a pair is at most 2 * 24 * 127 = 6096; dense weights go as |w| times x
+// with w's sign, a pair is at most 2 * 127 * 127 = 32258. Nothing saturates as long as no byte is
+// -128, and none is.
 #pragma once
 
 #include <immintrin.h>
@@ -17,8 +17,8 @@ namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
 
 constexpr std::int64_t kRowTile = 8;
-// Four tokens: 4 float, 4 int32 and 4 int16 accumulators of 16 registers.
-constexpr int kTokenGroup = 4;
+// Tokens of a register block: 6 float and 6 int16 accumulators of 16 registers.
+constexpr int kTokenGroup = 6;
 constexpr int kPanelTiles = 1;
 constexpr int kFloatTokens = 4;
 constexpr std::int32_t kMxfp4Offset = 12;
@@ -112,8 +112,28 @@ GPTOSS_INLINE RowFloats decode_scales(RowBytes bytes, int index) {
       _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7fc00000))));
 }
 
+// Keeps the compiler from regrouping integer sums, which would keep all terms alive and spill.
+GPTOSS_INLINE void add_in_order(__m256i& sum) {
+  asm("" : "+x"(sum));
+}
+
+// Where a block's sum starts, given q of the activations: for MXFP4 two int16, -offset times the
+// sums of bytes 0 1 and 2 3 of every dword. Sums with offset may wrap in int16; the true ones, at
+// most 16 * 12 * 127 = 24384, come out exact.
+GPTOSS_INLINE std::int32_t start_of_mxfp4_dot(const std::int8_t* q, std::int32_t) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+  __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
+  sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
+  return _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-kMxfp4Offset)));
+}
+GPTOSS_INLINE std::int32_t start_of_int8_dot(const std::int8_t*, std::int32_t) {
+  return 0;
+}
+
 // Exact products of a block: kTiles tiles, kTokens tokens. x: [kTokens][32], kernel order;
-// init: [kTokens], -offset * sum(x).
+// init: [kTokens], where the sums start.
 template <int kTiles, int kTokens, typename Block>
 GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std::int32_t* init,
                              RowInts (&dot)[kTiles][kTokens]) {
@@ -124,35 +144,33 @@ GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std
     __builtin_memcpy(&bytes, x + t * 32 + i * 4, sizeof bytes);
     return _mm256_set1_epi32(bytes);
   };
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) dot[0][t] = _mm256_set1_epi32(init[t]);
   if constexpr (Block::kMxfp4) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      __m256i pairs[kTokens];
-#pragma GCC unroll 4
-      for (int i = 4 * half; i < 4 * half + 4; ++i) {
-        const __m256i w = block.plane(0, i);
-#pragma GCC unroll 4
-        for (int t = 0; t < kTokens; ++t) {
-          const __m256i products = _mm256_maddubs_epi16(w, quad(t, i));
-          pairs[t] = i == 4 * half ? products : _mm256_add_epi16(pairs[t], products);
-        }
-      }
-#pragma GCC unroll 4
+    __m256i pairs[kTokens];
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) pairs[t] = _mm256_set1_epi32(init[t]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const __m256i w = block.plane(0, i);
+#pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        dot[0][t] = _mm256_add_epi32(dot[0][t], _mm256_madd_epi16(pairs[t], ones));
+        pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(w, quad(t, i)));
+        add_in_order(pairs[t]);
       }
     }
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) dot[0][t] = _mm256_madd_epi16(pairs[t], ones);
   } else {
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) dot[0][t] = _mm256_set1_epi32(init[t]);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       const __m256i w = block.plane(0, i);
       const __m256i magnitude = _mm256_abs_epi8(w);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
         const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(quad(t, i), w));
         dot[0][t] = _mm256_add_epi32(dot[0][t], _mm256_madd_epi16(pairs, ones));
+        add_in_order(dot[0][t]);
       }
     }
   }

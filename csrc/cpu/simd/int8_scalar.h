@@ -116,8 +116,16 @@ GPTOSS_INLINE RowFloats decode_scales(const RowBytes& bytes, int index) {
   return out;
 }
 
+// Where a block's sum starts, given q of the activations and its sum.
+GPTOSS_INLINE std::int32_t start_of_mxfp4_dot(const std::int8_t*, std::int32_t) {
+  return 0;
+}
+GPTOSS_INLINE std::int32_t start_of_int8_dot(const std::int8_t*, std::int32_t) {
+  return 0;
+}
+
 // Exact products of a block: kTiles tiles, kTokens tokens. x: [kTokens][32], kernel order;
-// init: [kTokens], -offset * sum(x).
+// init: [kTokens], where the sums start.
 template <int kTiles, int kTokens, typename Block>
 GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std::int32_t* init,
                              RowInts (&dot)[kTiles][kTokens]) {
