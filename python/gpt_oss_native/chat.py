@@ -277,7 +277,7 @@ class Chat:
             for token in sampled:
                 reader.push(token)
             reader.finish()
-        self._messages += [question, *reader.messages]
+        self._messages += [question, *reader.messages[: reader.num_whole]]
         kept = kept_tokens(
             self._encoding, self._answer, reader, keep_reasoning=self._keep_reasoning
         )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .detokenizer import StopStrings
     from .harmony import HarmonyEncoding, Message
 
-FinishReason = Literal["stop", "length", "tool_calls", "closed"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,7 @@ class TurnReader:
         self._sent = 0  # characters of the message under way that are out
         self.tokens: list[int] = []
         self.messages: list[Message] = []
+        self.num_whole = 0  # of messages; one more may be what was left of a header cut short
         self.stopped = False  # by a stop string
         self.finished = False
 
@@ -129,10 +130,14 @@ class TurnReader:
 
     def finish(self) -> list[Event]:
         """No more tokens: the events of what was under way."""
+        from .harmony import StreamState
+
+        in_header = self._parser.state is StreamState.HEADER and self._num_messages > 0
         self._parser.process_eos()
-        events = self._finished_messages()
+        self.messages = self._parser.messages
+        self.num_whole = self._num_messages if in_header else len(self.messages)
         self.finished = True
-        return events
+        return [] if in_header else self._finished_messages()
 
     def finish_reason(self, reason: str | None) -> FinishReason:
         """Why the turn ended, from why the generation did."""
@@ -187,7 +192,7 @@ def kept_tokens(
     cut, is ended where it stands; a call or a header cut short is left out.
     """
     out: list[int] = []
-    messages = reader.messages
+    messages = reader.messages[: reader.num_whole]
     for index, message in enumerate(messages):
         if message.span is None or (message.channel == "analysis" and not keep_reasoning):
             continue
@@ -198,14 +203,15 @@ def kept_tokens(
             continue
         if begin == 0 or (tokens[0] != encoding.start and not keep_reasoning):
             out += answer
-        if tokens[-1] in (encoding.end, encoding.call):
-            out += tokens
-        elif message.end is not None:
-            out += [*tokens[:-1], encoding.end]
+        if message.end is not None:
+            while encoding.special_ids.get(tokens[-1]) != message.end:
+                tokens.pop()  # a stray end, or a header that was begun and left
+            if tokens[-1] != encoding.call:
+                tokens[-1] = encoding.end
         elif cut or not keep_reasoning:
-            out += [*tokens, encoding.end]
-        else:  # the model began the next message without ending this one
-            out += tokens
+            tokens.append(encoding.end)
+        # Else the model began the next message without ending this one: nothing is forwarded again.
+        out += tokens
     return out
 
 

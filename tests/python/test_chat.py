@@ -33,21 +33,29 @@ def nano() -> Iterator[Model]:
 
 
 class ScriptedSession:
-    """A real session whose samples are scripted, and that counts what its prompts forward."""
+    """A real session whose samples are scripted, and that counts what its prompts forward.
+
+    Ctrl-C comes where the script has <|endofprompt|>.
+    """
 
     def __init__(self, inner: Any, script: list[list[int]], forwarded: list[int]) -> None:
         self.inner, self.script, self.forwarded = inner, script, forwarded
+        self.interrupt = inner.model.tokenizer.encode_single_token("<|endofprompt|>")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def generate(self, tokens: list[int], sampling: Sampling | None, **options: Any) -> Any:
         answer = iter(self.script.pop(0))
+        interrupt = self.interrupt
         allowed = np.zeros(self.inner.model.config.vocab_size, dtype=np.bool_)
 
         def only_the_next() -> np.ndarray:
             allowed[:] = False
-            allowed[next(answer)] = True
+            token = next(answer)
+            if token == interrupt:
+                raise KeyboardInterrupt
+            allowed[token] = True
             return allowed
 
         self.forwarded.append(self.inner.position + len(tokens) - self.inner.cached)
@@ -226,7 +234,7 @@ def test_any_stream_is_read_without_losing_text(
                 shown[event.channel] = shown.get(event.channel, "") + event.delta
         wanted: dict[str, str] = {}
         stopped = False
-        for message in reader.messages:
+        for message in reader.messages[: reader.num_whole]:
             if message.author.role != Role.ASSISTANT or message.recipient not in (None, "all"):
                 continue
             channel, text = message.channel or "final", message.text
@@ -284,6 +292,67 @@ def test_an_interrupt_between_tokens_keeps_the_conversation(scripted: ScriptedCh
         events.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
     assert chat.messages[-1].channel == "final"
     assert chat.ask("on").final == "7"
+
+
+def test_an_interrupt_in_the_engine_keeps_what_was_sampled(scripted: ScriptedChat) -> None:
+    cut = answer("x", "1 2<|endofprompt|>")
+    chat, model = scripted(cut, answer("y", "7"), keep_reasoning=True)
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("count")
+    assert [m.text for m in chat.messages[-2:]] == ["x", "1 2"]
+    assert chat.ask("on").final == "7"
+    text = model.harmony.decode(chat.session.tokens)
+    assert "analysis<|message|>x<|end|>" in text
+    assert "final<|message|>1 2<|end|><|start|>user<|message|>on" in text
+
+
+def test_a_question_interrupted_before_its_first_token_leaves_no_trace(
+    scripted: ScriptedChat,
+) -> None:
+    chat, model = scripted(answer("x", "3"), "<|endofprompt|>", answer("y", "7"))
+    chat.ask("1 + 2")
+    before = chat.messages
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("never mind")
+    assert chat.messages == before
+    chat.ask("3 + 4")
+    expected = rendered(model.harmony, ("1 + 2", "3"), ("3 + 4",))
+    assert chat.session.tokens[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    ("sampled", "kept"),
+    [
+        ("<|channel|>analysis<|message|>x<|end|><|start|>assi", ""),
+        ("<|channel|>analysis<|message|>x<|end|><|start|>", ""),
+        ("<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>", ""),
+        ("<|channel|>analysis", ""),
+        ("<|channel|>commentary to=functions.f<|message|>{1", ""),
+        ("<|channel|>commentary<|message|>wait", "<|channel|>commentary<|message|>wait<|end|>"),
+        ("<|channel|>final<|message|>a<|channel|>final<|message|>b<|return|>", None),
+        ("hello<|return|>", "hello<|end|>"),
+    ],
+)
+def test_an_odd_or_cut_turn_leaves_whole_messages(
+    scripted: ScriptedChat, sampled: str, kept: str | None, keep: bool
+) -> None:
+    chat, model = scripted(sampled, answer("y", "7"), keep_reasoning=keep)
+    reply = chat.ask("odd", max_new_tokens=len(model.script[0]))
+    assert "assi" not in reply.final
+    chat.ask("on")
+    text = model.harmony.decode(chat.session.tokens)
+    turn = text.partition("odd<|end|>")[2].partition("<|start|>user<|message|>on")[0]
+    start = "<|start|>assistant"
+    analysis = f"{start}<|channel|>analysis<|message|>x<|end|>"
+    if kept is None:  # kept as it is where nothing may be forwarded again, else each with its ends
+        kept = (
+            "<|channel|>final<|message|>a"
+            + ("" if keep else f"<|end|>{start}")
+            + "<|channel|>final<|message|>b<|end|>"
+        )
+    expected = f"{start}{kept}" if kept else ""
+    assert turn == (analysis if keep and "x<|end|>" in sampled else "") + expected
 
 
 def test_asking_again_ends_the_answer_under_way(scripted: ScriptedChat) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -310,44 +311,36 @@ def test_reasoning_is_dimmed_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
 def test_an_interactive_chat_survives_ctrl_c_and_ends_with_ctrl_d(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     controller, terminal = pty.openpty()
+    # A session leader's first terminal becomes its controlling one, from which Ctrl-C comes.
+    program = (
+        "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); "
+        "from gpt_oss_native.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     process = subprocess.Popen(
-        command("chat", *NANO),
+        [sys.executable, "-c", program, "chat", *NANO],
         env=environment(XDG_STATE_HOME=str(tmp_path), TERM="xterm", NO_COLOR=""),
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        preexec_fn=lambda: _take_terminal(terminal),
+        start_new_session=True,
     )
     os.close(terminal)
     seen = b""
-
-    def send_after_prompt(keys: bytes) -> None:
-        nonlocal seen
+    for keys in (b"1 + 2\n", b"half a quest\x03", b"3 + 4\n", b"\x04"):
         while not seen.endswith(b"> "):
+            assert select.select([controller], [], [], 60)[0], seen
             seen += os.read(controller, 4096)
         seen += b"|"
         os.write(controller, keys)
-
-    for keys in (b"1 + 2\n", b"half a quest\x03", b"3 + 4\n", b"\x04"):
-        send_after_prompt(keys)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
     os.close(controller)
-    history = tmp_path / "gpt-oss-native" / "chat_history"
     assert b"tokens/s" in seen
     assert b"\x1b[2m" in seen
     assert b"rror" not in seen
     pytest.importorskip("readline")
+    history = tmp_path / "gpt-oss-native" / "chat_history"
     assert "3 + 4" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
-
-
-def _take_terminal(terminal: int) -> None:
-    """In the child: a session of its own, whose Ctrl-C comes from this terminal."""
-    import fcntl
-    import termios
-
-    os.setsid()
-    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
 
 # --- info, synthesize, bench ----------------------------------------------------------------------
