@@ -139,6 +139,11 @@ void forward_batch(std::span<const BatchItem> items, const CancelCheck& cancel) 
   std::deque<SessionUse> uses;
   std::vector<ForwardJob> jobs;
   for (const BatchItem& item : items) {
+    for (const ForwardJob& job : jobs) {
+      GPTOSS_REQUIRE(InvalidArgument, &job.use->session() != item.session.get(),
+                     "[forward_batch] expected every session once, entry ", jobs.size(),
+                     " repeats one; join its tokens or fork it");
+    }
     SessionUse& use = uses.emplace_back(*item.session, "forward_batch");
     GPTOSS_REQUIRE(InvalidArgument, &use.core() == &uses.front().core(),
                    "[forward_batch] expected sessions of one model, entry ", jobs.size(),
