@@ -12,6 +12,7 @@ void bind_system(py::module_& module);
 void bind_ops(py::module_& module);
 void bind_model(py::module_& module);
 void bind_session(py::module_& module);
+void bind_sampler(py::module_& module);
 void bind_generation(py::module_& module);
 
 }  // namespace gptoss::bindings

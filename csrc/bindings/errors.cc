@@ -24,6 +24,8 @@ void bind_errors(py::module_&) {
       raise("OutOfMemory", error);
     } catch (const DeviceError& error) {
       raise("DeviceError", error);
+    } catch (const Error& error) {
+      raise("GptOssError", error);
     } catch (const std::bad_alloc&) {
       raise("OutOfMemory", OutOfMemory("[allocate] the system has no more memory; close sessions "
                                        "or use a shorter context"));

@@ -7,5 +7,6 @@ PYBIND11_MODULE(_core, module) {
   gptoss::bindings::bind_ops(module);
   gptoss::bindings::bind_model(module);
   gptoss::bindings::bind_session(module);
+  gptoss::bindings::bind_sampler(module);
   gptoss::bindings::bind_generation(module);
 }
