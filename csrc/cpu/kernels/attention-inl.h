@@ -50,6 +50,7 @@ template <typename Element>
 struct PageView {
   const Element* keys;    // [64 dims][64 keys]
   const Element* values;  // [64 keys][64 dims]
+  const Element* next;    // keys of the page that follows; null: all is in cache already
 };
 
 constexpr float kMinusInfinity = -__builtin_inff();
@@ -72,15 +73,25 @@ constexpr int strip_vectors(int queries) {
   return vectors;
 }
 
-// sums[q] += a[q][i] * b[i] for i in `rows`, ascending.
+// sums[q] += a[q][i] * b[i] for i in `rows`, ascending. `ahead`: this strip's share of the matrix
+// to be read next, or null.
 template <int kQueries, int kVectors, typename Element>
-GPTOSS_INLINE void add_rows(const float* a, const Element* b, Range rows,
+GPTOSS_INLINE void add_rows(const float* a, const Element* b, const Element* ahead, Range rows,
                             F32 (&sums)[kQueries][kVectors]) {
+  constexpr int kStrip = kVectors * kLanes;
+  constexpr int kLine = 64 / sizeof(Element);
   for (std::int64_t i = rows.begin; i < rows.end; ++i) {
     F32 row[kVectors];
+    GPTOSS_UNROLL
     for (int v = 0; v < kVectors; ++v) row[v] = load(b + i * kHeadDim + v * kLanes);
+    GPTOSS_UNROLL
+    for (int line = 0; line < kStrip && ahead != nullptr; line += kLine) {
+      prefetch(ahead + i * kStrip + line);
+    }
+    GPTOSS_UNROLL
     for (int q = 0; q < kQueries; ++q) {
       const F32 factor = set(a[q * kHeadDim + i]);
+      GPTOSS_UNROLL
       for (int v = 0; v < kVectors; ++v) sums[q][v] = fma(factor, row[v], sums[q][v]);
     }
   }
@@ -92,6 +103,7 @@ GPTOSS_INLINE void update_softmax(float* scores, Range visible, float& running_m
                                   float& old_minus_new) {
   F32 s[kHeadVectors];
   F32 top = set(kMinusInfinity);
+  GPTOSS_UNROLL
   for (int v = 0; v < kHeadVectors; ++v) {
     const std::int64_t lane = v * kLanes;
     s[v] = select(lanes_between(visible.begin - lane, visible.end - lane), load(scores + lane),
@@ -102,6 +114,7 @@ GPTOSS_INLINE void update_softmax(float* scores, Range visible, float& running_m
   const float new_max = page_max > running_max ? page_max : running_max;
   const float base = new_max == kMinusInfinity ? 0.0f : new_max;  // -inf - -inf is NaN
   F32 total = zero();
+  GPTOSS_UNROLL
   for (int v = 0; v < kHeadVectors; ++v) {
     const F32 weight = exp(s[v] - set(base));
     store(scores + v * kLanes, weight);
@@ -122,12 +135,19 @@ void attend_page(const PageView<Element>& page, Range visible, std::int64_t quer
   float* out = scratch->out + query * kHeadDim;
   float* weights = scratch->weights;
   for (int column = 0; column < kHeadDim; column += kStrip) {
+    // Scores of a strip out of sight stay what they were: update_softmax drops them.
+    if (column >= visible.end || column + kStrip <= visible.begin) continue;
     F32 sums[kQueries][kVectors];
+    GPTOSS_UNROLL
     for (auto& row : sums) {
+      GPTOSS_UNROLL
       for (F32& sum : row) sum = zero();
     }
-    add_rows(q, page.keys + column, {0, kHeadDim}, sums);
+    add_rows(q, page.keys + column,
+             page.next != nullptr ? page.values + column * kHeadDim : nullptr, {0, kHeadDim}, sums);
+    GPTOSS_UNROLL
     for (int i = 0; i < kQueries; ++i) {
+      GPTOSS_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         store(weights + i * kPageTokens + column + v * kLanes, sums[i][v]);
       }
@@ -136,23 +156,30 @@ void attend_page(const PageView<Element>& page, Range visible, std::int64_t quer
   float page_sum[kQueries];
   float decay[kLanes] = {};
   static_assert(kQueries <= kLanes);
+  GPTOSS_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     update_softmax(weights + i * kPageTokens, visible, scratch->max[query + i], page_sum[i],
                    decay[i]);
   }
   store(decay, exp(load(decay)));
+  GPTOSS_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     scratch->sum[query + i] = scratch->sum[query + i] * decay[i] + page_sum[i];
   }
   for (int column = 0; column < kHeadDim; column += kStrip) {
     F32 sums[kQueries][kVectors];
+    GPTOSS_UNROLL
     for (int i = 0; i < kQueries; ++i) {
+      GPTOSS_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         sums[i][v] = load(out + i * kHeadDim + column + v * kLanes) * set(decay[i]);
       }
     }
-    add_rows(weights, page.values + column, visible, sums);
+    add_rows(weights, page.values + column,
+             page.next != nullptr ? page.next + column * kHeadDim : nullptr, visible, sums);
+    GPTOSS_UNROLL
     for (int i = 0; i < kQueries; ++i) {
+      GPTOSS_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         store(out + i * kHeadDim + column + v * kLanes, sums[i][v]);
       }
@@ -189,6 +216,13 @@ GPTOSS_INLINE void widen_page(const bf16* from, float* to) {
   for (std::int64_t i = 0; i < kPageElements; i += kLanes) store(to + i, load(from + i));
 }
 
+template <typename Element>
+GPTOSS_INLINE const Element* page_keys_of(const AttentionTile& tile, std::int64_t page) {
+  const AttentionArgs& args = *tile.args;
+  return reinterpret_cast<const Element*>(args.pages[page - args.first_page]) +
+         tile.kv_head * kPageElements;
+}
+
 // The tile's softmax state over the keys of one piece, from scratch.
 template <typename Element>
 void attend_piece(const AttentionTile& tile, Range piece, AttentionScratch* scratch) {
@@ -204,9 +238,10 @@ void attend_piece(const AttentionTile& tile, Range piece, AttentionScratch* scra
   const std::int64_t end = visible_keys(args, tile.tokens.end - 1, piece).end;
   for (std::int64_t page = begin / kPageTokens; page * kPageTokens < end; ++page) {
     const Range page_keys{page * kPageTokens, (page + 1) * kPageTokens};
-    const Element* keys = reinterpret_cast<const Element*>(args.pages[page - args.first_page]) +
-                          tile.kv_head * kPageElements;
+    const Element* keys = page_keys_of<Element>(tile, page);
     const Element* values = keys + args.num_kv_heads * kPageElements;
+    const bool last = (page + 1) * kPageTokens >= args.position + tile.tokens.end;
+    const Element* next = last ? keys : page_keys_of<Element>(tile, page + 1);
     Range tokens = tile.tokens;  // those that see some key of the page
     const auto sees = [&](std::int64_t token) {
       const Range visible = visible_keys(args, token, page_keys);
@@ -218,12 +253,12 @@ void attend_piece(const AttentionTile& tile, Range piece, AttentionScratch* scra
       if (tokens.size() * tile.heads > kQueryGroup) {
         widen_page(keys, scratch->keys);
         widen_page(values, scratch->values);
-        const PageView<float> wide{scratch->keys, scratch->values};
+        const PageView<float> wide{scratch->keys, scratch->values, nullptr};
         attend_tokens(tile, wide, page_keys, tokens, scratch);
         continue;
       }
     }
-    attend_tokens(tile, PageView<Element>{keys, values}, page_keys, tokens, scratch);
+    attend_tokens(tile, PageView<Element>{keys, values, next}, page_keys, tokens, scratch);
   }
 }
 
