@@ -48,7 +48,7 @@ class Ops {
     const auto out_view = matrix_of<float>(out, "embed", "out", -1, table_view.cols);
     const EmbedArgs args{indices(tokens, "embed", "tokens", out_view.rows, table_view.rows),
                          table_view, out_view};
-    run([&](OpTable& table) { table.embed(args); });
+    run([&](OpTable& ops) { ops.embed(args); });
   }
 
   void rms_norm(const Array& x, const Array& scale, float eps, const Array& out) {
