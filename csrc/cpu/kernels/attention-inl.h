@@ -54,7 +54,6 @@ struct PageView {
 };
 
 constexpr float kMinusInfinity = -__builtin_inff();
-
 // Keys that a token sees among `keys`; empty ranges have end <= begin.
 GPTOSS_INLINE Range visible_keys(const AttentionArgs& args, std::int64_t token, Range keys) {
   const std::int64_t position = args.position + token;
