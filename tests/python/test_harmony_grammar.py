@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from reference import harmony_support as support
 
 SMALL = support.small_encoding()
 RECIPIENTS = ["functions.get", "functions.get_weather", "python", "browser.open"]
-NUM_TURNS = int(os.environ.get("HARMONY_STREAMS", "300"))
+NUM_TURNS = 300
 
 
 def grammar(**options: object) -> HeaderGrammar:

@@ -76,6 +76,15 @@ def test_a_checkpoint_in_the_hub_cache_is_found(bare_machine: Path) -> None:
     assert harmony.load_harmony_encoding().encode_text("fox")
 
 
+def test_a_broken_checkpoint_in_the_hub_cache_is_named(bare_machine: Path) -> None:
+    folder = bare_machine / "models--openai--gpt-oss-120b" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"model\.harmony") as caught:
+        harmony.load_harmony_encoding()
+    assert str(folder) in str(caught.value)
+
+
 def test_the_published_file_is_found_in_either_cache(
     o200k: Path, bare_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

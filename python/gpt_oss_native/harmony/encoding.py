@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
@@ -133,8 +134,17 @@ class HarmonyEncoding:
     # Text
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of ordinary text; special-token strings in it stay text."""
-        return self._encode_text(text)
+        """Tokens of ordinary text; special-token strings in it stay text.
+
+        Halves of surrogate pairs, which JSON can carry into a string, are joined or replaced.
+        """
+        try:
+            return self._encode_text(text)
+        except ValueError:
+            whole = _without_surrogates(text)
+            if whole == text:
+                raise
+            return self._encode_text(whole)
 
     def encode(
         self,
@@ -161,7 +171,14 @@ class HarmonyEncoding:
             )
         if not allowed:
             return self.encode_text(text)
-        return list(self.tokenizer.encode(text, allowed_special=allowed, disallowed_special=()))
+        out: list[int] = []
+        marks = "|".join(re.escape(token) for token in sorted(allowed, key=len, reverse=True))
+        for index, part in enumerate(re.split(f"({marks})", text)):
+            if index % 2:
+                out.append(self.tokenizer.encode_single_token(part))
+            elif part:
+                out.extend(self.encode_text(part))
+        return out
 
     def decode(self, tokens: Sequence[int], errors: str = "replace") -> str:
         """Text of ``tokens``; invalid UTF-8 is treated as ``errors`` says (replaced by default)."""
@@ -220,6 +237,10 @@ class HarmonyEncoding:
     def stop_tokens_for_assistant_actions(self) -> list[int]:
         """The ids at which the caller has to act: an answer is done, or a tool is called."""
         return sorted({self.return_, self.call})
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _text_encoder(encoding: Any) -> Callable[[str], list[int]]:

@@ -196,6 +196,8 @@ class _Reader:
         if match := _CHANNEL_ITEM.match(text, pos):
             return match.end() - len(self.channel(match[1]))
         if match := _CONSTRAIN_ITEM.match(text, pos):
+            if " " in match[0]:
+                self.note(f"space after {CONSTRAIN}")
             if self.header.content_type is None:
                 self.header.content_type = CONSTRAIN + match[1]
             else:

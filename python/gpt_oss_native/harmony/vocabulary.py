@@ -73,7 +73,10 @@ def load_harmony_encoding(
         if (found := _from_ranks(path, tried)) is not None:
             return found
     for path in _hub_snapshots():
-        return _from_directory(str(path))
+        try:
+            return _from_directory(str(path))
+        except CheckpointError as error:  # a half-downloaded snapshot hides no other way
+            tried.append(str(error))
     for path in _ranks_files("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "TIKTOKEN_RS_CACHE_DIR"):
         if (found := _from_ranks(path, tried)) is not None:
             return found
