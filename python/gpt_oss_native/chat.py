@@ -74,7 +74,7 @@ class Chat:
             max_tokens: most tokens of the conversation; None: the model's context.
 
         Raises:
-            InvalidArgument: an unknown effort, a text without UTF-8, an empty stop string.
+            InvalidArgument: an unknown effort, an empty stop string, a size out of range.
             CheckpointError: the model has no tokenizer.
         """
         from .harmony import (

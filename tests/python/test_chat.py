@@ -163,10 +163,11 @@ def test_a_turn_longer_than_the_window_goes_back_to_the_mark_at_its_start(
     chat, model = scripted(answer("1 2 3 4 5 6 7 8 9 " * 40, "3"), answer("again", "7"))
     chat.ask("1 + 2")
     first = len(rendered(model.harmony, ("1 + 2",)))
-    chat.ask("3 + 4")
+    usage = chat.ask("3 + 4").usage
     second = rendered(model.harmony, ("1 + 2", "3"), ("3 + 4",))
     assert chat.session.tokens[: len(second)] == second
     assert model.forwarded == [first, len(second) - first]
+    assert (usage.prompt_tokens, usage.cached_tokens) == (len(second), first)
 
 
 def test_with_keep_reasoning_no_token_is_forwarded_twice(scripted: ScriptedChat) -> None:
@@ -377,11 +378,26 @@ def test_a_call_is_reported_and_its_tokens_are_kept(scripted: ScriptedChat) -> N
     assert f"<|end|><|start|>assistant{call.split('assistant')[1]}<|start|>user" in text
 
 
+@pytest.mark.parametrize("end", ["<|return|>", "<|call|>", "<|endoftext|>"])
+def test_what_ends_a_turn_is_the_last_token_sampled(scripted: ScriptedChat, end: str) -> None:
+    chat, model = scripted(f"<|channel|>final<|message|>a{end}b<|return|>")
+    reply = chat.ask("?")
+    assert reply.final == "a"
+    assert model.harmony.decode(reply.tokens[-1:]) == end
+
+
+def test_a_call_cut_short_calls_nothing(scripted: ScriptedChat) -> None:
+    chat, model = scripted('<|channel|>commentary to=functions.f<|message|>{"a')
+    reply = chat.ask("?", max_new_tokens=len(model.script[0]))
+    assert (reply.tool_calls, reply.final, reply.finish_reason) == ((), "", "length")
+
+
 def test_a_stop_string_ends_the_answer_before_it(scripted: ScriptedChat) -> None:
-    chat, _ = scripted(answer("END of thought", "1 2 END 3"), answer("y", "7"), stop="END")
+    chat, model = scripted(answer("END of thought", "1 2 END 3"), answer("y", "7"), stop="END")
     reply = chat.ask("count")
     assert (reply.final, reply.finish_reason) == ("1 2 ", "stop")
     assert reply.analysis == "END of thought"
+    assert model.harmony.decode(reply.tokens).endswith("1 2 END")  # no token more than it takes
     assert chat.ask("on").final == "7"
 
 
@@ -417,8 +433,8 @@ def test_options_are_checked_when_the_chat_is_made(nano: Model) -> None:
         Chat(nano, reasoning="enormous")
     with pytest.raises(InvalidArgument, match="one character"):
         Chat(nano, stop=[""])
-    with pytest.raises(InvalidArgument, match="surrogate"):
-        Chat(nano, instructions="\ud800")
+    with pytest.raises(InvalidArgument, match="max_tokens"):
+        Chat(nano, max_tokens=0)
 
 
 def test_logprobs_come_with_the_reply(nano: Model) -> None:

@@ -115,6 +115,7 @@ def _rows(results: list[ModelBench]) -> Iterator[list[str]]:
 def _zone_rows(result: ModelBench) -> Iterator[list[str]]:
     """Rows of a table of where one run's time went, heading first, the longest zone first."""
     total = sum(seconds for _, seconds in result.zones.values())
+    steps = result.tokens + (result.op == "decode")  # its first token is not timed, but traced
     yield [f"zone ({result.op})", "calls", "ms/token", "share"]
     for name, (count, seconds) in sorted(result.zones.items(), key=lambda zone: -zone[1][1]):
-        yield [name, str(count), f"{1e3 * seconds / result.tokens:.4f}", f"{seconds / total:.1%}"]
+        yield [name, str(count), f"{1e3 * seconds / steps:.4f}", f"{seconds / total:.1%}"]
