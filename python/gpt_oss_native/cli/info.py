@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         found, report = _model(args)
         sections.update(found)
     if args.json:
+        from dataclasses import asdict
+
         if report is not None:
             sections["checkpoint"] = asdict(report)
         sys.stdout.write(json.dumps(sections) + "\n")
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 def machine() -> Facts:
     """What the machine and this build offer; nothing is measured."""
+    import platform
+
     from .. import _core
     from . import package_version
 
