@@ -86,7 +86,7 @@ def test_help_loads_neither_numpy_nor_the_core() -> None:
     program = (
         "import sys; from gpt_oss_native.cli import main\n"
         "try: main(['chat', '--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'numpy', 'tiktoken', 'dataclasses', 'gpt_oss_native._core'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'tiktoken', 'gpt_oss_native._core'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run(
