@@ -21,10 +21,8 @@ pytest.importorskip("gpt_oss_native._core")
 
 import gpt_oss_native
 from gpt_oss_native import synthesize
-from gpt_oss_native.chat import Delta, ToolCall
 from gpt_oss_native.cli import main, options
 from gpt_oss_native.cli.synthesize import PRESETS
-from gpt_oss_native.cli.terminal import AnswerPrinter, Progress, has_colour, table
 
 PACKAGE_ROOT = str(Path(gpt_oss_native.__file__).parents[1])
 NANO = ("--threads", "1", "--seed", "7", "-n", "24")
@@ -282,32 +280,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
     assert stopped
 
 
-def test_reasoning_is_dimmed_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    def printed(out: io.StringIO, *, show_reasoning: bool = True) -> str:
-        printer = AnswerPrinter(out, show_reasoning=show_reasoning)
-        printer.show(Delta("analysis", "a\x1b[31m"))
-        printer.show(Delta("final", "b"))
-        printer.show(ToolCall("functions.f", "{}"))
-        printer.end()
-        printer.end()
-        return out.getvalue()
-
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    labelled = "[reasoning]\na{}\n\n[answer]\nb\n\n[call]\nfunctions.f {{}}\n"
-    dimmed = "\x1b[2ma\ufffd[31m\x1b[0m\n\nb\x1b[0m\n\n\x1b[2m[call]\nfunctions.f {}\x1b[0m\n"
-    assert printed(Terminal()) == dimmed
-    assert printed(io.StringIO()) == labelled.format("\x1b[31m")  # a file gets what was written
-    assert printed(io.StringIO(), show_reasoning=False) == "b\n\n[call]\nfunctions.f {}\n"
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert printed(Terminal()) == labelled.format("\ufffd[31m")
-    assert not has_colour(Terminal())
-
-
 def test_an_interactive_chat_survives_ctrl_c_and_ends_with_ctrl_d(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     controller, terminal = pty.openpty()
@@ -370,20 +342,6 @@ def test_synthesize_refuses_a_directory_in_use(run: Run, tiny: str) -> None:
     assert "empty" in result.err
 
 
-def test_progress_is_shown_on_terminals_only() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    for out, shown in ((Terminal(), True), (io.StringIO(), False)):
-        progress = Progress(out, interval_s=0)
-        progress(1, 2)
-        progress(2, 2)
-        progress.close()
-        assert ("100%" in out.getvalue()) == shown
-        assert not shown or out.getvalue().endswith(" \r")
-
-
 def test_bench_prints_a_table_and_json_lines(run: Run, tiny: str) -> None:
     args = ("bench", "-m", tiny, "--prefill", "40", "--decode", "5", "--depth", "70", "--repeats")
     result = run(*args, "2", "--threads", "1")
@@ -400,35 +358,4 @@ def test_bench_prints_a_table_and_json_lines(run: Run, tiny: str) -> None:
         assert {"attention", "gate_up", "down"} <= set(line["zones"])
     assert decode["bytes_per_second"] == pytest.approx(
         decode["token_bytes"] * decode["tokens_per_second"]
-    )
-
-
-def test_decode_is_compared_with_the_read_bandwidth_of_the_same_run(
-    tiny: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gpt_oss_native import Model, bench
-
-    monkeypatch.setattr(bench, "_sweep_bytes", lambda token_bytes: 4 << 20)
-    with Model.load(tiny, num_threads=1, device="cpu") as model:
-        result = bench.ModelBencher(model, num_threads=1, repeats=3).decode(4)
-    assert result.read_bytes_per_second is not None
-    assert result.share is not None
-    assert 0 < result.share < 1
-
-
-def test_a_token_reads_the_keys_and_values_that_it_sees(tiny: str) -> None:
-    from gpt_oss_native import Model, bench
-
-    with Model.load(tiny, num_threads=1) as model:
-        bencher = bench.ModelBencher(model)
-        weights = model.report().token_bytes_bf16
-        config = model.config
-    per_position = 2 * 2 * config.num_kv_heads * 64  # keys and values in bf16
-    assert bencher.token_bytes(100) - weights == per_position * 100 * 4
-    assert bencher.token_bytes(1000) - weights == per_position * (1000 * 2 + 128 * 2)
-
-
-def test_tables_are_aligned() -> None:
-    assert (
-        table([["", "n"], ["long", "1"], ["x", "22"]], indent="") == "       n\nlong   1\nx     22"
     )
