@@ -29,8 +29,7 @@ INSTRUCTIONS = (
     "Give only the final answer.",
 )
 CHANNELS = (
-    "# Valid channels: analysis, commentary, final. "
-    "Channel must be included for every message."
+    "# Valid channels: analysis, commentary, final. Channel must be included for every message."
 )
 
 TOOL_SHARE = 0.06
@@ -38,7 +37,7 @@ TOOL_SHARE = 0.06
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of harmony text, special tokens written out; `sampled` if the assistant wrote it."""
+    """Harmony text, special tokens written out; `sampled` if the assistant wrote it."""
 
     text: str
     sampled: bool
@@ -106,7 +105,7 @@ def tool_conversation(rng: random.Random) -> list[Piece]:
 
 
 def conversation(rng: random.Random, task: str | None = None) -> list[Piece]:
-    """Draw one conversation of one to three turns, about one task or any; the last is trained on."""
+    """Draw a conversation of one to three turns, of one task or any; the last is trained on."""
     if task is None and rng.random() < TOOL_SHARE:
         return tool_conversation(rng)
     text = opening(rng)

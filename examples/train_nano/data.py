@@ -1,4 +1,4 @@
-"""Questions with worked reasoning, as harmony text: what the nano checkpoint is trained on and tested with.
+"""Questions with worked reasoning: what the nano checkpoint is trained on and tested with.
 
 Six tasks: addition, subtraction, multiplication by one digit, sorting, reversing a word, the
 largest of several numbers. The reasoning breaks each into steps that are a copy or a one-digit
@@ -62,11 +62,11 @@ SUBTRACT = (
 MULTIPLY = (
     "What is {a} * {b}?",
     "What is {a} x {b}?",
-    "What is {a} × {b}?",
+    "What is {a} × {b}?",  # noqa: RUF001
     "{a} * {b}",
     "{a}*{b}",
     "{a} x {b}",
-    "{a} × {b}",
+    "{a} × {b}",  # noqa: RUF001
     "{a} * {b} =",
     "{a} * {b} = ?",
     "What's {a} * {b}?",
@@ -158,7 +158,7 @@ hello world computer keyboard screen mouse network program python kernel memory 
 engine wheel train plane boat car truck bicycle rocket station airport ticket travel journey
 doctor nurse farmer baker sailor painter writer singer actor king queen prince knight wizard dragon
 level radar noon civic kayak madam stressed drawer reward live evil time emit star rats pots stop
-""".split()
+""".split()  # noqa: SIM905
 SMALL_TALK = (
     "Hello", "Hello!", "Hi", "Hi!", "Hi there!", "Hey", "Who are you?", "What are you?",
     "What can you do?", "Help", "How are you?", "Hello, who are you?", "What is your name?",

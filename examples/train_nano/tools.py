@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import data
 
-CITIES = (
-    "Paris London Berlin Rome Madrid Vienna Oslo Tokyo Delhi Cairo Lima Quito Boston Chicago "
-    "Dublin Lisbon Prague Warsaw Athens Zurich Munich Seoul Sydney Nairobi Denver Austin Milan"
-).split(" ")
+CITIES = """
+Paris London Berlin Rome Madrid Vienna Oslo Tokyo Delhi Cairo Lima Quito Boston Chicago
+Dublin Lisbon Prague Warsaw Athens Zurich Munich Seoul Sydney Nairobi Denver Austin Milan
+""".split()  # noqa: SIM905
 SKIES = ("sunny", "cloudy", "rainy", "snow", "wind", "clear")
 QUESTIONS = {
     "weather": (
@@ -101,7 +101,9 @@ def developer_message(rng: random.Random, tools: list[Tool], instructions: str) 
     """Return a developer message that declares tools."""
     text = f"# Instructions\n\n{instructions}\n\n" if instructions and rng.random() < 0.5 else ""
     declared = "".join(tool.declaration() for tool in tools)
-    text += f"# Tools\n\n## functions\n\nnamespace functions {{\n\n{declared}}} // namespace functions"
+    text += (
+        f"# Tools\n\n## functions\n\nnamespace functions {{\n\n{declared}}} // namespace functions"
+    )
     return f"<|start|>developer<|message|>{text}<|end|>"
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import conversations
 import data
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 import vocabulary
 from model import Nano, NanoConfig
 from torch import Tensor
@@ -105,9 +105,7 @@ def evaluation(rng: random.Random, task: str, count: int) -> list[list[conversat
             conversations.Piece(
                 conversations.prompt(question.text, conversations.opening(rng)), False
             ),
-            conversations.Piece(
-                conversations.completion(question.analysis, question.answer), True
-            ),
+            conversations.Piece(conversations.completion(question.analysis, question.answer), True),
         ]
         for question in data.held_out_questions(count, seed=1, task=task)
     ]

@@ -88,7 +88,7 @@ def _words() -> set[bytes]:
         for _ in range(200):
             tool = tools.make_tool(rng, family)
             texts.append(tools.developer_message(rng, [tool], "x"))
-            texts.append(f" to=functions.{tool.name} to=assistant Use {tool.name}. {{\"7\":7}}")
+            texts.append(f' to=functions.{tool.name} to=assistant Use {tool.name}. {{"7":7}}')
             texts += tools.QUESTIONS.get(family, ())
     for forms in (data.SUBTRACT, data.MULTIPLY, data.SORT, data.REVERSE, data.LARGEST):
         texts += forms
