@@ -61,7 +61,7 @@ py::array_t<float> forward_forced(Session& session, const py::object& tokens_obj
   py::array_t<float> out = logits_array(std::ssize(tokens), session.vocab_size());
   float* data = out.mutable_data();
   const py::gil_scoped_release release;
-  session.forward_forced(tokens, ids, data);
+  session.forward_forced(tokens, {ids, static_cast<std::size_t>(experts.size())}, data);
   return out;
 }
 

@@ -120,19 +120,20 @@ void Session::forward(std::span<const std::int32_t> tokens, LogitsWanted logits,
   run_forward({&job, 1}, {.op = "forward", .cancel = &cancel});
 }
 
-void Session::forward_forced(std::span<const std::int32_t> tokens, const std::int32_t* experts,
-                             float* out) {
+void Session::forward_forced(std::span<const std::int32_t> tokens,
+                             std::span<const std::int32_t> experts, float* out) {
   SessionUse use(*this, "forward");
   const ModelConfig& config = use.core().config;
-  const std::int64_t num_choices =
-      config.num_layers * std::ssize(tokens) * config.experts_per_token;
-  for (std::int64_t i = 0; i < num_choices; ++i) {
-    GPTOSS_REQUIRE(InvalidArgument, experts[i] >= 0 && experts[i] < config.num_experts,
-                   "[forward] expected expert ids in [0, ", config.num_experts, "), got ",
-                   experts[i], " at index ", i, "; give [layers][tokens][experts_per_token]");
+  const std::int64_t expected = config.num_layers * std::ssize(tokens) * config.experts_per_token;
+  GPTOSS_REQUIRE(InvalidArgument, std::ssize(experts) == expected, "[forward] expected ", expected,
+                 " forced experts ([layers][tokens][experts per token]), got ", experts.size());
+  for (const std::int32_t expert : experts) {
+    GPTOSS_REQUIRE(InvalidArgument, expert >= 0 && expert < config.num_experts,
+                   "[forward] expected forced experts in [0, ", config.num_experts, "), got ",
+                   expert);
   }
   ForwardJob job{&use, tokens, LogitsWanted::kAll, out};
-  run_forward({&job, 1}, {.op = "forward", .forced_experts = experts});
+  run_forward({&job, 1}, {.op = "forward", .forced_experts = experts.data()});
 }
 
 std::vector<float> Session::score(std::span<const std::int32_t> tokens, const CancelCheck& cancel) {

@@ -51,7 +51,7 @@ class Session {
                const CancelCheck& cancel = {});
   // Tests only: expert ids [num_layers][tokens][experts_per_token] in place of the router's. The
   // tokens must fit one chunk, and none may wait.
-  void forward_forced(std::span<const std::int32_t> tokens, const std::int32_t* experts,
+  void forward_forced(std::span<const std::int32_t> tokens, std::span<const std::int32_t> experts,
                       float* out);
 
   // Log-probability of tokens[1:], each given the session's tokens and those before it. The session
