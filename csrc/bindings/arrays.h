@@ -67,10 +67,11 @@ MatrixView<T> matrix_of(const py::array& array, const char* op, const char* name
       cat('[', size(rows), "][", size(cols), "] of ", sizeof(T), "-byte elements, rows contiguous");
   T* data = checked_data<T>(array, op, name, 2, expected);
   const py::ssize_t item = array.itemsize();
+  const bool empty = array.size() == 0;  // numpy then gives no strides to rely on
   const bool ok = (rows < 0 || array.shape(0) == rows) && (cols < 0 || array.shape(1) == cols) &&
-                  (array.shape(1) <= 1 || array.strides(1) == item) &&
+                  (empty || array.shape(1) <= 1 || array.strides(1) == item) &&
                   array.strides(0) % item == 0 &&
-                  (array.shape(0) <= 1 || array.strides(0) >= array.shape(1) * item);
+                  (empty || array.shape(0) <= 1 || array.strides(0) >= array.shape(1) * item);
   GPTOSS_REQUIRE(InvalidArgument, ok, "[", op, "] ", name, ": expected ", expected, ", got ",
                  array_text(array));
   return {data, array.shape(0), array.shape(1),

@@ -172,6 +172,9 @@ class Ops {
     const char* op = "moe_combine";
     const auto out_view = matrix_of<float>(out, op, "out");
     const std::int64_t k = weights.ndim() == 2 ? weights.shape(1) : 0;
+    GPTOSS_REQUIRE(InvalidArgument, k >= 1, "[moe_combine] weights: expected ",
+                   "[num_tokens][experts_per_token] with one expert or more, got ",
+                   array_text(weights));
     const MoeCombineArgs args{
         matrix_of<const float>(expert_out, op, "expert_out", out_view.rows * k, out_view.cols),
         block_of<const float>(weights, op, "weights", {out_view.rows, k}), k, out_view};

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .errors import InvalidArgument
 
 FloatArray = npt.NDArray[np.float32]
 Bf16Array = npt.NDArray[np.uint16]
@@ -26,6 +27,13 @@ IntArray = npt.NDArray[np.int32]
 @functools.lru_cache(maxsize=16)
 def _table(isa: str | None, threads: int) -> _core.Ops:
     return _core.Ops(isa=isa, num_threads=threads)
+
+
+def _rows_and_cols(op: str, name: str, array: npt.NDArray[Any]) -> tuple[int, int]:
+    """The shape of a matrix, which outputs are made from; the core checks all the rest."""
+    if array.ndim != 2:
+        raise InvalidArgument(f"[{op}] {name}: expected a matrix, got shape {array.shape}")
+    return array.shape[0], array.shape[1]
 
 
 def to_bf16(values: npt.ArrayLike) -> Bf16Array:
@@ -45,7 +53,7 @@ def embed(
     tokens: IntArray, table: Bf16Array, *, isa: str | None = None, threads: int = 0
 ) -> FloatArray:
     """Rows [num_tokens][hidden] of the embedding ``table`` [vocab][hidden] bf16."""
-    out = np.empty((len(tokens), table.shape[1]), np.float32)
+    out = np.empty((tokens.size, _rows_and_cols("embed", "table", table)[1]), np.float32)
     _table(isa, threads).embed(tokens, table, out)
     return out
 
@@ -80,10 +88,12 @@ def linear(
     weights to int8 with a scale every 32 values first, as loading with that option does.
     """
     if dense not in ("bf16", "int8"):
-        from .errors import InvalidArgument
-
         raise InvalidArgument(f"[linear] dense: expected 'bf16' or 'int8', got {dense!r}")
-    out = np.empty((x.shape[0], weight.shape[0]), np.float32) if add_to is None else add_to
+    num_tokens, rows = (
+        _rows_and_cols("linear", "x", x)[0],
+        _rows_and_cols("linear", "weight", weight)[0],
+    )
+    out = np.empty((num_tokens, rows), np.float32) if add_to is None else add_to
     _table(isa, threads).linear(x, weight, bias, add_to is not None, dense == "int8", out)
     return out
 
@@ -96,8 +106,9 @@ def quantize_int8(
     The scale is the block's largest magnitude / 127; codes never hold -128; a block that is not
     finite has scale NaN.
     """
-    codes = np.empty(x.shape, np.int8)
-    scales = np.empty((x.shape[0], x.shape[1] // 32), np.float32)
+    rows, cols = _rows_and_cols("quantize_int8", "x", x)
+    codes = np.empty((rows, cols), np.int8)
+    scales = np.empty((rows, cols // 32), np.float32)
     _table(isa, threads).quantize_int8(x, codes, scales)
     return codes, scales
 
@@ -121,14 +132,18 @@ def linear_mxfp4(
     microscaling 1.0, low nibble first), bias [rows] bf16. ``precision="float32"`` keeps the
     activations in float32; the default quantises them to int8 in blocks of 32.
     """
+    if precision not in ("default", "float32"):
+        raise InvalidArgument(
+            f"[linear_mxfp4] precision: expected 'default' or 'float32', got {precision!r}"
+        )
     if x_rows is None:
-        x_rows = np.arange(x.shape[0], dtype=np.int32)
+        x_rows = np.arange(_rows_and_cols("linear_mxfp4", "x", x)[0], dtype=np.int32)
     if out_rows is None:
         out_rows = np.arange(len(x_rows), dtype=np.int32)
     if out is None:
-        out = np.empty((len(x_rows), blocks.shape[0]), np.float32)
+        out = np.empty((len(x_rows), len(blocks)), np.float32)
     table = _table(isa, threads)
-    table.linear_mxfp4(x, blocks, scales, bias, x_rows, out_rows, precision != "float32", out)
+    table.linear_mxfp4(x, blocks, scales, bias, x_rows, out_rows, precision == "default", out)
     return out
 
 
@@ -144,7 +159,8 @@ def swiglu(
 
     Even columns are gates, clamped from above at ``limit``; odd ones are ups, clamped both ways.
     """
-    out = np.empty((gate_up.shape[0], gate_up.shape[1] // 2), np.float32)
+    rows, cols = _rows_and_cols("swiglu", "gate_up", gate_up)
+    out = np.empty((rows, cols // 2), np.float32)
     _table(isa, threads).swiglu(gate_up, limit, alpha, out)
     return out
 
@@ -156,7 +172,7 @@ def rope(
 
     cos_sin [num_tokens][64]: 32 cosines, then 32 sines (YaRN's concentration included).
     """
-    out = np.array(x, np.float32, order="C")
+    out = np.array(x, order="C")
     _table(isa, threads).rope(out, cos_sin)
     return out
 
@@ -196,7 +212,11 @@ def router_topk(
 
     Ties go to the lower index. ``forced`` replaces the choice.
     """
-    shape = (logits.shape[0], experts_per_token)
+    if experts_per_token < 1:
+        raise InvalidArgument(
+            f"[router_topk] expected 1 expert a token or more, got {experts_per_token}"
+        )
+    shape = (_rows_and_cols("router_topk", "logits", logits)[0], experts_per_token)
     expert_ids = np.empty(shape, np.int32)
     weights = np.empty(shape, np.float32)
     _table(isa, threads).router_topk(logits, expert_ids, weights, forced)
@@ -220,5 +240,5 @@ def moe_combine(
 
 
 def yarn_angles(config: Any, positions: list[int]) -> tuple[FloatArray, FloatArray]:
-    """Cosines and sines [len(positions)][32], both times YaRN's concentration (arXiv 2309.00071)."""
+    """Cosines and sines [len(positions)][32], times YaRN's concentration (arXiv 2309.00071)."""
     return _core.yarn_angles(config, positions)
