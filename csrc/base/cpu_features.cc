@@ -1,9 +1,9 @@
 #include "base/cpu_features.h"
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 
 #include "base/error.h"
 
@@ -86,9 +86,9 @@ std::string cpuid_brand() {
 #endif
 
 std::string trimmed(const std::string& text) {
-  const std::size_t begin = text.find_first_not_of(" \t");
+  const std::size_t begin = text.find_first_not_of(" \t\n");
   if (begin == std::string::npos) return "";
-  return text.substr(begin, text.find_last_not_of(" \t") - begin + 1);
+  return text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
 }
 
 }  // namespace
@@ -133,14 +133,20 @@ Isa default_isa() {
 std::string cpu_model_name() {
   const std::string brand = trimmed(cpuid_brand());
   if (!brand.empty()) return brand;
-  std::ifstream info("/proc/cpuinfo");  // architectures without CPUID
-  for (std::string line; std::getline(info, line);) {
-    const std::size_t colon = line.find(':');
-    if (colon == std::string::npos) continue;
-    const std::string key = trimmed(line.substr(0, colon));
-    if (key == "model name" || key == "Model") return trimmed(line.substr(colon + 1));
+  std::string found = "unknown processor";
+  if (std::FILE* info = std::fopen("/proc/cpuinfo", "re")) {  // architectures without CPUID
+    for (char text[512]; std::fgets(text, sizeof(text), info) != nullptr;) {
+      const std::string line = text;
+      const std::size_t colon = line.find(':');
+      if (colon == std::string::npos) continue;
+      const std::string key = trimmed(line.substr(0, colon));
+      if (key != "model name" && key != "Model") continue;
+      found = trimmed(line.substr(colon + 1));
+      break;
+    }
+    std::fclose(info);
   }
-  return "unknown processor";
+  return found;
 }
 
 }  // namespace gptoss

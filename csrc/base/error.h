@@ -2,10 +2,11 @@
 // Messages read `[op] what was expected, what came, what to do`.
 #pragma once
 
-#include <sstream>
+#include <charconv>
 #include <stdexcept>
 #include <string>
-#include <utility>
+#include <string_view>
+#include <type_traits>
 
 namespace gptoss {
 
@@ -30,12 +31,27 @@ class DeviceError : public Error {
   using Error::Error;
 };
 
-// Concatenates anything that streams; used on error paths only.
+// Concatenates text and numbers; used on error paths and in reports. No streams: their formatting
+// depends on the process's locale, and their static state does not survive two C++ runtimes in one
+// process.
+inline void append_to(std::string& out, std::string_view text) {
+  out += text;
+}
+inline void append_to(std::string& out, char text) {
+  out += text;
+}
+template <typename Number>
+  requires std::is_arithmetic_v<Number>
+void append_to(std::string& out, Number number) {
+  char digits[32];
+  out.append(digits, std::to_chars(digits, digits + sizeof(digits), number).ptr);
+}
+
 template <typename... Parts>
-std::string cat(Parts&&... parts) {
-  std::ostringstream out;
-  (out << ... << std::forward<Parts>(parts));
-  return out.str();
+std::string cat(const Parts&... parts) {
+  std::string out;
+  (append_to(out, parts), ...);
+  return out;
 }
 
 }  // namespace gptoss

@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
+#include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <set>
 #include <string>
 
@@ -138,11 +137,14 @@ void ThreadPool::barrier() {
 
 namespace {
 
-// "0-3,8" -> the first number; empty on any surprise.
+// The first line of a small system file; empty when there is none.
 std::string read_line(const std::string& path) {
-  std::ifstream file(path);
   std::string line;
-  std::getline(file, line);
+  if (std::FILE* file = std::fopen(path.c_str(), "re")) {
+    char text[256];
+    if (std::fgets(text, sizeof(text), file) != nullptr) line = text;
+    std::fclose(file);
+  }
   return line;
 }
 
@@ -165,16 +167,15 @@ int usable_cores() {
 
 // CPUs that the control group's quota pays for; 0 when there is none.
 int quota_cores() {
-  std::istringstream v2(read_line("/sys/fs/cgroup/cpu.max"));  // "max 100000" or "200000 100000"
   double quota = 0;
   double period = 0;
-  if (v2 >> quota >> period && period > 0) return std::max(1, static_cast<int>(quota / period));
-  std::istringstream v1(read_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"));
-  std::istringstream v1_period(read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us"));
-  if (v1 >> quota && v1_period >> period && quota > 0 && period > 0) {
-    return std::max(1, static_cast<int>(quota / period));
+  const std::string v2 = read_line("/sys/fs/cgroup/cpu.max");  // "max 100000" or "200000 100000"
+  const bool has_v2 = std::sscanf(v2.c_str(), "%lf %lf", &quota, &period) == 2;
+  if (!has_v2) {
+    quota = std::atof(read_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").c_str());
+    period = std::atof(read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us").c_str());
   }
-  return 0;
+  return quota > 0 && period > 0 ? std::max(1, static_cast<int>(quota / period)) : 0;
 }
 
 }  // namespace

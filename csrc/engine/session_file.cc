@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <vector>
@@ -63,37 +63,43 @@ class Checksum {
   std::uint64_t state_ = 0x243F6A8885A308D3u;
 };
 
+using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
+
+File open_file(const std::string& path, const char* mode) {
+  return {std::fopen(path.c_str(), mode), &std::fclose};
+}
+
 class Writer {
  public:
-  explicit Writer(std::ostream& out) : out_(out) {}
+  explicit Writer(std::FILE* out) : out_(out) {}
   void write(std::span<const std::byte> bytes) {
-    out_.write(reinterpret_cast<const char*>(bytes.data()),
-               static_cast<std::streamsize>(bytes.size()));
-    GPTOSS_REQUIRE(CheckpointError, out_.good(), "[save] expected to write ", bytes.size(),
-                   " bytes, the system refused (", std::strerror(errno), "); is there space?");
+    GPTOSS_REQUIRE(CheckpointError,
+                   std::fwrite(bytes.data(), 1, bytes.size(), out_) == bytes.size(),
+                   "[save] expected to write ", bytes.size(), " bytes, the system refused (",
+                   std::strerror(errno), "); is there space?");
     checksum_.add(bytes);
   }
   void finish() {
     const std::uint64_t value = checksum_.value();
     write(std::as_bytes(std::span(&value, 1)));
-    out_.flush();
-    GPTOSS_REQUIRE(CheckpointError, out_.good(), "[save] expected to finish writing, the system ",
-                   "refused (", std::strerror(errno), "); is there space?");
+    GPTOSS_REQUIRE(CheckpointError, std::fflush(out_) == 0,
+                   "[save] expected to finish writing, the system ", "refused (",
+                   std::strerror(errno), "); is there space?");
   }
 
  private:
-  std::ostream& out_;
+  std::FILE* out_;
   Checksum checksum_;
 };
 
 class Reader {
  public:
-  explicit Reader(std::istream& in) : in_(in) {}
+  explicit Reader(std::FILE* in) : in_(in) {}
   void read(std::span<std::byte> bytes, const char* what) {
-    in_.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-    GPTOSS_REQUIRE(CheckpointError, in_.gcount() == static_cast<std::streamsize>(bytes.size()),
-                   "[restore] expected ", bytes.size(), " bytes of ", what, ", found ",
-                   in_.gcount(), "; the file is truncated, save the session again");
+    const std::size_t found = std::fread(bytes.data(), 1, bytes.size(), in_);
+    GPTOSS_REQUIRE(CheckpointError, found == bytes.size(), "[restore] expected ", bytes.size(),
+                   " bytes of ", what, ", found ", found,
+                   "; the file is truncated, save the session again");
     checksum_.add(bytes);
   }
   void finish() {
@@ -103,13 +109,13 @@ class Reader {
     GPTOSS_REQUIRE(CheckpointError, found == expected,
                    "[restore] expected the checksum of the contents, found another; the file is "
                    "damaged, save the session again");
-    GPTOSS_REQUIRE(CheckpointError, in_.peek() == std::istream::traits_type::eof(),
+    GPTOSS_REQUIRE(CheckpointError, std::fgetc(in_) == EOF,
                    "[restore] expected the end of the file, found more bytes; the file is damaged, "
                    "save the session again");
   }
 
  private:
-  std::istream& in_;
+  std::FILE* in_;
   Checksum checksum_;
 };
 
@@ -171,9 +177,11 @@ void check_header(const Header& header, const ModelCore& core) {
 }
 
 // Before memory is taken for what a short file only promises.
-void check_size(const Header& header, const KvPlan& plan, std::istream& in) {
-  const std::istream::pos_type here = in.tellg();
-  if (here == std::istream::pos_type(-1)) return in.clear();  // not seekable
+void check_size(const Header& header, const KvPlan& plan, std::FILE* in) {
+  const long here = std::ftell(in);
+  if (here < 0 || std::fseek(in, 0, SEEK_END) != 0) return;  // a pipe
+  const std::uint64_t found = static_cast<std::uint64_t>(std::ftell(in) - here);
+  std::fseek(in, here, SEEK_SET);
   const std::int64_t end = KvSequence::num_pages(header.num_cached);
   const std::uint64_t expected =
       static_cast<std::uint64_t>(header.num_tokens) * sizeof(std::int32_t) +
@@ -181,9 +189,6 @@ void check_size(const Header& header, const KvPlan& plan, std::istream& in) {
       static_cast<std::uint64_t>(end - header.first_window_page) *
           plan.page_bytes(KvGroup::kWindow) +
       sizeof(std::uint64_t);
-  in.seekg(0, std::ios::end);
-  const auto found = static_cast<std::uint64_t>(in.tellg() - here);
-  in.seekg(here);
   GPTOSS_REQUIRE(CheckpointError, found == expected, "[restore] expected ", expected,
                  " bytes after the header, found ", found,
                  "; the file is truncated or damaged, save the session again");
@@ -217,7 +222,7 @@ std::uint64_t model_fingerprint(const ModelConfig& config, const MappedCheckpoin
 
 // The one place outside session.cc that sees a session's parts.
 struct SessionFile {
-  static void save(Session& session, std::ostream& out) {
+  static void save(Session& session, std::FILE* out) {
     const SessionUse use(session, "save");
     ModelCore& core = use.core();
     const KvSequence& sequence = use.sequence();
@@ -244,7 +249,7 @@ struct SessionFile {
     writer.finish();
   }
 
-  static std::shared_ptr<Session> restore(std::shared_ptr<ModelCore> core, std::istream& in) {
+  static std::shared_ptr<Session> restore(std::shared_ptr<ModelCore> core, std::FILE* in) {
     Reader reader(in);
     Header header;
     reader.read(std::as_writable_bytes(std::span(&header, 1)), "header");
@@ -278,21 +283,17 @@ struct SessionFile {
   }
 };
 
-void save_session(Session& session, std::ostream& out) {
-  SessionFile::save(session, out);
-}
-
 void save_session(Session& session, const std::string& path) {
   const std::string partial = path + ".partial-" + std::to_string(getpid());
   try {
-    std::ofstream out(partial, std::ios::binary | std::ios::trunc);
-    GPTOSS_REQUIRE(CheckpointError, out.is_open(), "[save] expected to create ", partial, ", got ",
+    File out = open_file(partial, "wbe");
+    GPTOSS_REQUIRE(CheckpointError, out != nullptr, "[save] expected to create ", partial, ", got ",
                    std::strerror(errno), "; choose a writable folder");
-    SessionFile::save(session, out);
-    out.close();
-    GPTOSS_REQUIRE(CheckpointError, !out.fail() && std::rename(partial.c_str(), path.c_str()) == 0,
-                   "[save] expected to finish ", path, ", got ", std::strerror(errno),
-                   "; is there space?");
+    SessionFile::save(session, out.get());
+    GPTOSS_REQUIRE(
+        CheckpointError,
+        std::fclose(out.release()) == 0 && std::rename(partial.c_str(), path.c_str()) == 0,
+        "[save] expected to finish ", path, ", got ", std::strerror(errno), "; is there space?");
   } catch (...) {
     std::remove(partial.c_str());
     throw;
@@ -300,14 +301,10 @@ void save_session(Session& session, const std::string& path) {
 }
 
 std::shared_ptr<Session> restore_session(std::shared_ptr<ModelCore> core, const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  GPTOSS_REQUIRE(CheckpointError, in.is_open(), "[restore] expected a saved session at ", path,
+  const File in = open_file(path, "rbe");
+  GPTOSS_REQUIRE(CheckpointError, in != nullptr, "[restore] expected a saved session at ", path,
                  ", got ", std::strerror(errno), "; check the path");
-  return SessionFile::restore(std::move(core), in);
-}
-
-std::shared_ptr<Session> restore_session(std::shared_ptr<ModelCore> core, std::istream& in) {
-  return SessionFile::restore(std::move(core), in);
+  return SessionFile::restore(std::move(core), in.get());
 }
 
 }  // namespace gptoss

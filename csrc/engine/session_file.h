@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <iosfwd>
 #include <memory>
 #include <string>
 
@@ -22,11 +21,9 @@ std::uint64_t model_fingerprint(const ModelConfig& config, const MappedCheckpoin
 
 // The file appears whole or not at all. Throws CheckpointError when it cannot be written.
 void save_session(Session& session, const std::string& path);
-void save_session(Session& session, std::ostream& out);
 
 // Throws CheckpointError for a damaged or truncated state, InvalidArgument for one of another
 // model.
 std::shared_ptr<Session> restore_session(std::shared_ptr<ModelCore> core, const std::string& path);
-std::shared_ptr<Session> restore_session(std::shared_ptr<ModelCore> core, std::istream& in);
 
 }  // namespace gptoss
