@@ -248,14 +248,14 @@ def _subtract(rng: random.Random) -> Question:
     lines.append(f"{left}-{right}")
     borrow, written = 0, ""
     for place in range(1, len(left) + 1):
-        x, y = int(left[-place]), int(right[-place])
-        minus = f"-{y}" + (f"-{borrow}" if place > 1 else "")
-        step = f"{x}{minus}"
-        difference = x - y - borrow
+        top, bottom = int(left[-place]), int(right[-place])
+        minus = f"-{bottom}" + (f"-{borrow}" if place > 1 else "")
+        step = f"{top}{minus}"
+        difference = top - bottom - borrow
         borrow = 0
         if difference < 0:
             difference, borrow = difference + 10, 1
-            step += f" borrow 1{x}{minus}"
+            step += f" borrow 1{top}{minus}"
         written = str(difference) + written
         lines.append(f"{step}={difference} -> {written}")
     return _question(rng, "subtract", SUBTRACT, "\n".join(lines), str(a - b), a=str(a), b=str(b))
