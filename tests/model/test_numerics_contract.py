@@ -36,9 +36,10 @@ Array = npt.NDArray[Any]
 
 # A row with the reference's experts. float32: the contract's. The others: int8 activations in
 # blocks of 32 are off by 0.5 % of the norm at each of the experts' two inputs, with dense="int8"
-# so are weights and inputs of every other matrix; layers add as squares, and attention amplifies
-# errors of its scores. Measured on 60 checkpoints: worst rows of 6 and 12 %.
-FORCED_BOUND = {"float32": 1e-4, "bf16": 0.12, "int8": 0.25}
+# so are weights and inputs of other matrices; layers add as squares, and attention amplifies
+# errors of its scores. Over 50 checkpoints the worst row of all was off by 10 and 21 %, medians
+# of checkpoints by up to 4 and 7 %: twice that for a row, a quarter of it for a median.
+FORCED_BOUND = {"float32": 1e-4, "bf16": 0.2, "int8": 0.4}
 # Errors of router logits are of the same relative size; a choice is safe beyond some of them.
 SAFE_MARGIN = {"float32": 1e-3, "bf16": 0.5, "int8": 1.0}
 
@@ -105,6 +106,7 @@ def test_every_row_is_close_with_the_references_experts(
     model = load(checkpoint_directory(checkpoint), form, isa=device_isa)
     found = distance(forced(model, tokens, expected.experts), expected.logits)
     assert found.rows.max() <= FORCED_BOUND[form]
+    assert found.median <= FORCED_BOUND[form] / 4
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -187,7 +189,7 @@ def test_nano_is_close_to_the_reference(form: str, device_isa: str) -> None:
     expected = ReferenceModel(read_hugging_face(model.checkpoint.directory)).forward(tokens)
     logits = forced(model, tokens, expected.experts)
     found = distance(logits, expected.logits)
-    assert found.rows.max() <= FORCED_BOUND[form]
+    assert found.rows.max() <= FORCED_BOUND[form] / 4
     # Where the likeliest token leads by more than the noise, it is the same one.
     first, second = -np.sort(-expected.logits, axis=1)[:, :2].T
     noise = np.abs(logits - expected.logits).max(axis=1)
@@ -322,5 +324,5 @@ def test_isa_levels_agree_as_roundings_do(
     logits = [forced(load(path, form, isa=isa), tokens, experts) for isa in _core.available_isas()]
     for other in logits[1:]:
         # A float32 rounding can move an int8 or bfloat16 one by a whole step, here and there.
-        bound = 1e-5 if form == "float32" else FORCED_BOUND[form] / 2
+        bound = 1e-5 if form == "float32" else FORCED_BOUND[form] / 4
         assert distance(other, logits[0]).rows.max() <= bound
