@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_oss_native.checkpoint import open_checkpoint
-from gpt_oss_native.checkpoint_report import describe
+from gpt_oss_native.checkpoint.report import describe
+from gpt_oss_native.checkpoint.safetensors_reader import read_header
 from gpt_oss_native.errors import CheckpointError, InvalidArgument
-from gpt_oss_native.safetensors_reader import read_header
 from reference import checkpoints
 
 SLOWEST_SECONDS = 5.0

@@ -11,7 +11,7 @@
 namespace gptoss::bindings {
 namespace {
 
-// `config` is gpt_oss_native.config.ModelConfig; its values are checked again by the core.
+// `config` is gpt_oss_native.checkpoint.ModelConfig; its values are checked again by the core.
 ModelConfig config_of(const py::object& config) {
   const auto size = [&](const char* name) { return config.attr(name).cast<std::int64_t>(); };
   const auto real = [&](const char* name) { return config.attr(name).cast<double>(); };

@@ -127,7 +127,7 @@ def generation_config_json() -> dict[str, Any]:
     special = vocabulary.encoding().encode_single_token
     return {
         "bos_token_id": special("<|startoftext|>"),
-        "do_sample": True,
+        "do_sample": False,
         "eos_token_id": [special(t) for t in ("<|return|>", "<|endoftext|>", "<|call|>")],
         "pad_token_id": special("<|endoftext|>"),
     }

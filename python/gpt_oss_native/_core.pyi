@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .checkpoint import Checkpoint
-from .config import ModelConfig
+from .checkpoint import ModelConfig
 from .sampling import Sampling
 
 _F32: TypeAlias = npt.NDArray[np.float32]

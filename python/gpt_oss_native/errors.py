@@ -10,7 +10,7 @@ class GptOssError(Exception):
     """Base of everything this package raises on purpose."""
 
 
-class InvalidArgument(GptOssError, ValueError):
+class InvalidArgument(GptOssError, ValueError):  # noqa: N818
     """An argument, a token or a state does not fit the call; nothing was changed."""
 
 
@@ -18,7 +18,7 @@ class CheckpointError(GptOssError):
     """A checkpoint is missing, damaged, or not a gpt-oss checkpoint."""
 
 
-class OutOfMemory(GptOssError, MemoryError):
+class OutOfMemory(GptOssError, MemoryError):  # noqa: N818
     """Memory for weights, cache or workspace could not be had; what was held is still held."""
 
 

@@ -15,11 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint_report import CheckpointReport, describe
-from .config import ModelConfig
+from .checkpoint import (
+    Checkpoint,
+    CheckpointReport,
+    ModelConfig,
+    describe,
+    open_checkpoint,
+    resolve,
+)
 from .errors import InvalidArgument
-from .hub import resolve
 
 if TYPE_CHECKING:
     import tiktoken
@@ -132,7 +136,7 @@ class Model:
 
     @property
     def device(self) -> str:
-        """"cpu" or "cuda"."""
+        """ "cpu" or "cuda"."""
         return self._device
 
     @functools.cached_property
@@ -209,7 +213,7 @@ class Model:
     def forward_batch(
         self, entries: Iterable[tuple[Session, Sequence[int]]]
     ) -> list[npt.NDArray[np.float32]]:
-        """Appends tokens to several sessions in common steps; last logits [vocab] of each, in order.
+        """Appends tokens to several sessions in common steps; last logits [vocab] of each.
 
         All entries succeed or every session stays as it was. Raises InvalidArgument for an empty
         list of tokens, a token out of range, a full context or a session given twice.

@@ -279,7 +279,7 @@ class Generation(Iterator[TokenOrId]):
 
     @property
     def finish_reason(self) -> str | None:
-        """"stop" (a stop token or string), "length" (budget or context), "closed", or None: goes
+        """ "stop" (a stop token or string), "length" (budget or context), "closed", or None: goes
         on."""
         return "stop" if self._stopped else self._core.finish_reason
 
@@ -331,8 +331,9 @@ def _with_allowed(mask: MaskFunction | None, sampling: Sampling) -> MaskFunction
         step = mask()
         if step is None:
             return allowed
-        if step.dtype != np.bool_:
-            step = np.unpackbits(step, count=len(allowed), bitorder="little").view(np.bool_)
-        return allowed & step
+        if step.dtype == np.bool_:
+            return np.logical_and(allowed, step)
+        bits = np.unpackbits(step.view(np.uint8), count=len(allowed), bitorder="little")
+        return np.logical_and(allowed, bits)
 
     return both

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .checkpoint.safetensors_writer import PARTIAL_SUFFIX, TensorSpec, write_safetensors
 from .errors import CheckpointError, InvalidArgument
-from .safetensors_writer import PARTIAL_SUFFIX, TensorSpec, write_safetensors
 
 MX_BLOCK = 32
 INCOMPLETE = "INCOMPLETE"  # lies in the directory until the checkpoint is whole

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpt_oss_native import ops
-from gpt_oss_native.config import ModelConfig
+from gpt_oss_native.checkpoint.config import ModelConfig
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import ops as reference

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from gpt_oss_native.checkpoint import expected_tensors, open_checkpoint
-from gpt_oss_native.checkpoint_report import describe, report_on
-from gpt_oss_native.config import parse_config
+from gpt_oss_native.checkpoint.config import parse_config
+from gpt_oss_native.checkpoint.report import describe, report_on
+from gpt_oss_native.checkpoint.safetensors_reader import DTYPE_BITS, read_header
+from gpt_oss_native.checkpoint.safetensors_writer import (
+    TensorSpec,
+    safetensors_header,
+    write_safetensors,
+)
 from gpt_oss_native.errors import CheckpointError, InvalidArgument
-from gpt_oss_native.safetensors_reader import DTYPE_BITS, read_header
-from gpt_oss_native.safetensors_writer import TensorSpec, safetensors_header, write_safetensors
 from gpt_oss_native.synthesize import PRESETS, hugging_face_config, hugging_face_tensors
 from reference import checkpoints
 

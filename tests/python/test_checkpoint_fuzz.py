@@ -12,8 +12,8 @@ from typing import Any
 import fuzz_checkpoint
 import numpy as np
 import pytest
+from gpt_oss_native.checkpoint.safetensors_reader import DTYPE_BITS, parse_header, read_header
 from gpt_oss_native.errors import CheckpointError
-from gpt_oss_native.safetensors_reader import DTYPE_BITS, parse_header, read_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

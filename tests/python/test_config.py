@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpt_oss_native.config import ModelConfig, load_config, parse_config
+from gpt_oss_native.checkpoint.config import ModelConfig, load_config, parse_config
 from gpt_oss_native.errors import CheckpointError, InvalidArgument
 from gpt_oss_native.synthesize import PRESETS, hugging_face_config
 from hypothesis import given, settings

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from gpt_oss_native import hub
+from gpt_oss_native.checkpoint import hub
 from gpt_oss_native.errors import CheckpointError, InvalidArgument
 
 REPOSITORY = "openai/gpt-oss-20b"
@@ -61,7 +61,7 @@ def test_nano_is_the_embedded_model_even_beside_a_folder_of_that_name(
     (package / "nano").mkdir(parents=True)
     (package / "nano" / "config.json").write_text("{}")
     (tmp_path / "nano").mkdir()
-    monkeypatch.setattr(hub, "__file__", str(package / "hub.py"))
+    monkeypatch.setattr(hub, "__file__", str(package / "checkpoint" / "hub.py"))
     assert hub.resolve("nano") == (package / "nano").resolve()
     assert hub.resolve("./nano") == Path("nano")
     assert hub.resolve(Path("nano")) == Path("nano")
@@ -70,7 +70,7 @@ def test_nano_is_the_embedded_model_even_beside_a_folder_of_that_name(
 def test_a_package_without_its_model_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "__file__", str(tmp_path / "hub.py"))
+    monkeypatch.setattr(hub, "__file__", str(tmp_path / "checkpoint" / "hub.py"))
     assert "reinstall the package" in refusal("nano")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gpt_oss_native import CheckpointError, InvalidArgument
 from gpt_oss_native import synthesize as module
-from gpt_oss_native.safetensors_writer import TensorSpec, write_safetensors
+from gpt_oss_native.checkpoint.safetensors_writer import TensorSpec, write_safetensors
 from gpt_oss_native.synthesize import INCOMPLETE, PRESETS, hugging_face_tensors, synthesize
 from reference import mxfp4, ops
 from reference.checkpoints import read_hugging_face, read_safetensors

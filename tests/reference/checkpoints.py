@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gpt_oss_native.safetensors_writer import TensorSpec, write_safetensors
+from gpt_oss_native.checkpoint.safetensors_writer import TensorSpec, write_safetensors
 from gpt_oss_native.synthesize import (
     Shape,
     hugging_face_config,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import options
 
 if TYPE_CHECKING:
-    from ..checkpoint_report import CheckpointReport
+    from ..checkpoint import CheckpointReport
 
 Facts = dict[str, Any]  # name to value, in the order of printing
 

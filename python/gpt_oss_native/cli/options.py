@@ -159,8 +159,8 @@ def sampling_of(args: argparse.Namespace, model: Model) -> Sampling:
 def recommended_sampling(model: Model) -> dict[str, float]:
     """Sampling fields that generation_config.json sets, as transformers reads it: ``do_sample``
     false is temperature 0. Empty without such a file, or with one that is not understood."""
+    from ..checkpoint.strict_json import read_json_object
     from ..errors import CheckpointError
-    from ..strict_json import read_json_object
 
     path = model.checkpoint.directory / "generation_config.json"
     if not path.is_file():

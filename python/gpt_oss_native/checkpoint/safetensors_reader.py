@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .strict_json import open_regular, parse_json_object, read_exactly, shorten
 
 MAX_HEADER_BYTES = 100_000_000  # the reference library's own limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .strict_json import shorten
 
 _REQUIRED = object()

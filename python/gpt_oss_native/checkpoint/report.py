@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from .checkpoint import Checkpoint
-from .checkpoint_tensors import Layout, expected_tensors
 from .config import MX_BLOCK, ModelConfig
+from .opening import Checkpoint
+from .tensors import Layout, expected_tensors
 
 BF16_BYTES = 2
 INT8_BLOCK_BYTES = MX_BLOCK + 2  # 32 values and one 16-bit scale: the least that dense="int8" reads

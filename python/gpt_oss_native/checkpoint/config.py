@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError, InvalidArgument
 from .config_reader import KeyReader
-from .errors import CheckpointError, InvalidArgument
 from .strict_json import read_json_object, shorten
 
 MX_BLOCK = 32  # values that share one scale in MXFP4, along the input dimension

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidArgument
+from ..errors import InvalidArgument
 
 ITEM_BYTES = {"BF16": 2, "U8": 1, "F32": 4, "F16": 2, "I8": 1, "I32": 4, "I64": 8, "F64": 8}
 PARTIAL_SUFFIX = ".partial"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 MAX_JSON_VALUES = 2_000_000  # the largest published checkpoint, 120b, has under 10,000
 MAX_INTEGER_DIGITS = 20  # 2**64 has 20

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, InvalidArgument
+from ..errors import CheckpointError, InvalidArgument
 from .strict_json import shorten
 
 NANO = "nano"
@@ -70,7 +70,7 @@ def resolve(name_or_path: str | os.PathLike[str], *, revision: str | None = None
 
 
 def _nano() -> Path:
-    directory = Path(__file__).resolve().parent / NANO
+    directory = Path(__file__).resolve().parent.parent / NANO
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"[resolve] {directory}: expected the embedded model, found none; reinstall the package"

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from .checkpoint_tensors import Layout, check_tensors, expected_tensors
+from ..errors import CheckpointError, InvalidArgument
 from .config import ModelConfig, load_config
-from .errors import CheckpointError, InvalidArgument
 from .safetensors_reader import TensorRecord, read_header
 from .strict_json import read_json_object, shorten
+from .tensors import Layout, check_tensors, expected_tensors
 
 __all__ = [
     "Checkpoint",

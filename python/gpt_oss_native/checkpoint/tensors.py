@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from ..errors import CheckpointError
 from .config import MX_BLOCK, ModelConfig
-from .errors import CheckpointError
 from .safetensors_reader import TensorRecord
 from .strict_json import shorten
 
