@@ -56,14 +56,14 @@ def check_against_reference(
     q, k, v, sinks = arrays
     if kv_dtype == "bf16":
         k, v = reference.round_bf16(k), reference.round_bf16(v)
-    split_heads = [a.astype(np.float64).reshape(len(a), -1, SIZE) for a in (q, k, v)]
+    wide_q, wide_k, wide_v = (a.astype(np.float64).reshape(len(a), -1, SIZE) for a in (q, k, v))
     rest: dict[str, Any] = {
         "positions": np.arange(len(k) - len(q), len(k)),
         "window": window or None,
     }
     values = reference.bf16_values(sinks)
-    expected = reference.attention(*split_heads, values, **rest)
-    bound = attention_bound(*split_heads, values, **rest)
+    expected = reference.attention(wide_q, wide_k, wide_v, values, **rest)
+    bound = attention_bound(wide_q, wide_k, wide_v, values, **rest)
     assert_within(found.reshape(expected.shape), expected, bound, f"attention {kv_dtype}")
 
 
@@ -328,10 +328,11 @@ def test_attention_rounds_a_bf16_cache_and_nothing_else(
     device_isa: str, rng: np.random.Generator
 ) -> None:
     q, k, v, sinks = random_arrays(rng, 3, 80, 4, 2)
-    rounded = [reference.round_bf16(a).astype(np.float32) for a in (k, v)]
+    short_k, short_v = (reference.round_bf16(a).astype(np.float32) for a in (k, v))
     rest: dict[str, Any] = {"isa": device_isa, "threads": 1}
     bf16 = ops.attention(q, k, v, sinks, kv_dtype="bf16", **rest)
-    assert_same_bits(ops.attention(q, *rounded, sinks, kv_dtype="float32", **rest), bf16, "bf16")
+    exact = ops.attention(q, short_k, short_v, sinks, kv_dtype="float32", **rest)
+    assert_same_bits(exact, bf16, "bf16")
     assert (ops.attention(q, k, v, sinks, kv_dtype="float32", **rest) != bf16).any()
 
 

@@ -37,7 +37,8 @@ def packed(weight: np.ndarray) -> np.ndarray:
     bits = (np.abs(w).max(axis=-1) / np.float32(127.0)).view(np.uint32)
     scales = (((bits + np.uint32(0xFFFF)) >> 16) << 16).view(np.float32)[..., None]
     codes = np.rint(w / np.where(scales > 0, scales, 1.0))
-    return (codes.astype(np.float64) * scales).reshape(len(weight), -1)
+    values: np.ndarray = codes.astype(np.float64) * scales
+    return values.reshape(len(weight), -1)
 
 
 def check_against_reference(

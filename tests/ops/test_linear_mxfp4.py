@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cases import HIDDEN, strided
@@ -164,7 +166,7 @@ def test_linear_mxfp4_bits_do_not_depend_on_tokens_at_the_published_width(
     x = normal(rng, 131, HIDDEN)
     blocks, scales = random_matrix(rng, 64, HIDDEN)
     bias = normal_bf16(rng, 64)
-    rest = {"precision": precision, "isa": device_isa}
+    rest: dict[str, Any] = {"precision": precision, "isa": device_isa}
     whole = ops.linear_mxfp4(x, blocks, scales, bias, threads=2, **rest)
     for size in (1, 2, 3, 4, 5, 7, 8, 9, 16, 64, 65, 128):
         part = ops.linear_mxfp4(x[-size:], blocks, scales, bias, threads=1, **rest)
@@ -227,7 +229,7 @@ def test_linear_mxfp4_lets_nothing_that_is_not_finite_vanish(
     blocks, scales = random_matrix(rng, 64, 544)
     blocks[3] = 0
     bias = normal_bf16(rng, 64)
-    rest = {"precision": precision, "isa": device_isa, "threads": 1}
+    rest: dict[str, Any] = {"precision": precision, "isa": device_isa, "threads": 1}
     clean = ops.linear_mxfp4(x, blocks, scales, bias, **rest)
     token = tokens // 2
     x[token, int(rng.integers(0, 544))] = value
@@ -302,7 +304,7 @@ def test_linear_mxfp4_at_a_published_expert(
 ) -> None:
     blocks, scales, weight = published
     x, bias = normal(rng, 11, HIDDEN), normal_bf16(rng, len(weight))
-    rest = {"precision": precision, "isa": device_isa, "threads": 2}
+    rest: dict[str, Any] = {"precision": precision, "isa": device_isa, "threads": 2}
     found = ops.linear_mxfp4(x, blocks, scales, bias, **rest)
     rows = np.sort(rng.permutation(len(weight))[:700])  # of all that was computed
     check_against_reference(found[:, rows], x, weight[rows], bias[rows], precision)

@@ -24,7 +24,7 @@ from reference.op_support import (
     token_counts,
     unaligned,
 )
-from tolerances import CONFIDENCE, EPS_F32, assert_within, relative_bound
+from tolerances import CONFIDENCE, EPS_F32, Bound, assert_within, relative_bound
 
 
 def expected_of(x: npt.ArrayLike, scale: np.ndarray, eps: float = 1e-5) -> np.ndarray:
@@ -33,7 +33,7 @@ def expected_of(x: npt.ArrayLike, scale: np.ndarray, eps: float = 1e-5) -> np.nd
         return reference.rms_norm(wide, reference.bf16_values(scale), eps=float(np.float32(eps)))
 
 
-def bound_of(expected: np.ndarray) -> object:
+def bound_of(expected: np.ndarray) -> Bound:
     """The sum of k squares is relative to itself (all positive): half of that after the root, and
     four roundings more (division, root, reciprocal, two products) of either sign."""
     hidden = expected.shape[-1]

@@ -24,7 +24,9 @@ from reference.op_support import (
 from tolerances import assert_within, softmax_bound
 
 
-def run(isa: str, logits: np.ndarray, k: int, *, threads: int = 1, padding: int = 0) -> tuple:
+def run(
+    isa: str, logits: np.ndarray, k: int, *, threads: int = 1, padding: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Experts and weights through poisoned outputs."""
     experts = Output(len(logits), k, np.int32, padding=0)
     weights = Output(len(logits), k, padding=0)
