@@ -180,7 +180,7 @@ int quota_cores() {
 
 }  // namespace
 
-int default_num_threads() {
+int default_num_threads(int most) {
   if (const char* text = std::getenv("GPT_OSS_NATIVE_THREADS"); text != nullptr && *text != 0) {
     char* end = nullptr;
     const long value = std::strtol(text, &end, 10);
@@ -191,7 +191,7 @@ int default_num_threads() {
   }
   const int cores = usable_cores();
   const int quota = quota_cores();
-  return std::min(ThreadPool::kMaxThreads, quota > 0 ? std::min(cores, quota) : cores);
+  return std::clamp(quota > 0 ? std::min(cores, quota) : cores, 1, most);
 }
 
 }  // namespace gptoss

@@ -95,8 +95,8 @@ class ThreadPool {
   std::vector<std::thread> threads_;
 };
 
-// As many threads as this process may really use: affinity mask, cgroup quota, physical cores;
-// GPT_OSS_NATIVE_THREADS overrides. At least 1.
-int default_num_threads();
+// As many threads as this process may really use: affinity mask, cgroup quota, physical cores; but
+// no more than `most`. GPT_OSS_NATIVE_THREADS overrides all of it. At least 1.
+int default_num_threads(int most = ThreadPool::kMaxThreads);
 
 }  // namespace gptoss

@@ -17,7 +17,7 @@ void bind_system(py::module_& module) {
     return names;
   });
   module.def("default_isa", [] { return std::string(isa_name(default_isa())); });
-  module.def("default_num_threads", &default_num_threads);
+  module.def("default_num_threads", [] { return default_num_threads(); });
   module.def("cpu_model_name", &cpu_model_name);
   module.def("read_bandwidth", &measure_read_bandwidth, py::arg("num_bytes"),
              py::arg("num_threads") = 0, py::arg("repeats") = 3,

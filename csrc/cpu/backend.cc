@@ -5,6 +5,18 @@
 
 namespace gptoss::cpu {
 
+int most_useful_threads(const ModelConfig& c) {
+  // Six barriers a layer cost some 10 us with threads that spin; 2 MB are 100 us of one core.
+  constexpr std::int64_t kBytesPerThread = std::int64_t{2} << 20;
+  const std::int64_t dense = 2 * c.hidden_size * 2 * (c.q_size() + c.kv_size());
+  const std::int64_t experts =
+      c.experts_per_token * 3 * c.intermediate_size * c.hidden_size * 17 / kMxBlock;
+  const std::int64_t token_bytes =
+      c.num_layers * (dense + experts) + 2 * c.vocab_size * c.hidden_size;
+  return static_cast<int>(
+      std::clamp<std::int64_t>(token_bytes / kBytesPerThread, 1, ThreadPool::kMaxThreads));
+}
+
 void CpuBackend::forward(const Batch& batch) {
   prepare(batch);
   pool_.run([&](Worker& worker) { run_layers(batch, worker); });

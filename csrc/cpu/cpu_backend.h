@@ -21,6 +21,9 @@ constexpr std::int64_t kMaxBatchTokens = 512;
 // Rows a thread takes at a time where tokens are many and threads may be disturbed.
 constexpr std::int64_t kRowGrain = 64;
 
+// A token's bytes give every thread enough to do between two barriers, or fewer threads are faster.
+int most_useful_threads(const ModelConfig& config);
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const ModelConfig& config, const MappedCheckpoint& checkpoint,
@@ -29,7 +32,8 @@ class CpuBackend final : public Backend {
         weights_(checkpoint.weights),
         float32_(options.precision == Precision::kFloat32),
         kernels_(kernels_for(options.isa.value_or(default_isa()))),
-        pool_(options.num_threads > 0 ? options.num_threads : default_num_threads()),
+        pool_(options.num_threads > 0 ? options.num_threads
+                                      : default_num_threads(most_useful_threads(config))),
         plan_(config, float32_ ? KvDtype::kFloat32 : KvDtype::kBf16),
         storage_(plan_),
         yarn_(config),
