@@ -12,8 +12,8 @@ pytest.importorskip("gpt_oss_native._core")
 
 from gpt_oss_native import InvalidArgument, Model, Sampling
 from gpt_oss_native.chat import Chat, Delta, Done, Reply, ToolCall
+from gpt_oss_native.chat.reader import TurnReader
 from gpt_oss_native.harmony import Role
-from gpt_oss_native.turn import TurnReader
 from reference.scripted_chat import ScriptedModel, answer, rendered
 
 GREEDY = Sampling(temperature=0)
@@ -263,7 +263,7 @@ def test_a_question_interrupted_before_its_first_token_leaves_no_trace(
 def test_an_odd_or_cut_turn_leaves_whole_messages(
     scripted: ScriptedChat, sampled: str, kept: str | None, keep: bool
 ) -> None:
-    chat, model = scripted(sampled, answer("y", "7"), keep_reasoning=keep)
+    chat, model = scripted(sampled, answer("y", "7"), keep_reasoning=keep, mask_headers=False)
     reply = chat.ask("odd", max_new_tokens=len(model.script[0]))
     assert "assi" not in reply.final
     chat.ask("on")
@@ -294,9 +294,11 @@ def test_a_call_is_reported_and_its_tokens_are_kept(scripted: ScriptedChat) -> N
         "<|channel|>analysis<|message|>look up<|end|><|start|>assistant<|channel|>commentary"
         ' to=functions.lookup <|constrain|>json<|message|>{"key": 1}<|call|>'
     )
-    chat, model = scripted(call, answer("y", "7"))
+    lookup = {"name": "lookup", "parameters": {"type": "object"}}  # no function: the caller's
+    chat, model = scripted(call, answer("y", "7"), tools=[lookup])
     reply = chat.ask("find 1")
     assert reply.tool_calls == (ToolCall("functions.lookup", '{"key": 1}'),)
+    assert reply.tool_calls[0].parsed == {"key": 1}
     assert (reply.final, reply.commentary, reply.finish_reason) == ("", "", "tool_calls")
     chat.ask("on")
     text = model.harmony.decode(chat.session.tokens)
@@ -305,7 +307,8 @@ def test_a_call_is_reported_and_its_tokens_are_kept(scripted: ScriptedChat) -> N
 
 @pytest.mark.parametrize("end", ["<|return|>", "<|call|>", "<|endoftext|>"])
 def test_what_ends_a_turn_is_the_last_token_sampled(scripted: ScriptedChat, end: str) -> None:
-    chat, model = scripted(f"<|channel|>final<|message|>a{end}b<|return|>")
+    sampled = f"<|channel|>final<|message|>a{end}b<|return|>"
+    chat, model = scripted(sampled, mask_headers=False, tools=[{"name": "f"}])
     reply = chat.ask("?")
     assert reply.final == "a"
     assert model.harmony.decode(reply.tokens[-1:]) == end

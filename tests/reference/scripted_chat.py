@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,43 +21,68 @@ from gpt_oss_native.harmony import (
 class ScriptedSession:
     """A real session whose samples are scripted, and that counts what its prompts forward.
 
-    Ctrl-C comes where the script has <|endofprompt|>.
+    A scripted token that the chat's own mask forbids is passed over, like a sampler would. Ctrl-C
+    comes where the script has <|endofprompt|>.
     """
 
-    def __init__(self, inner: Any, script: list[list[int]], forwarded: list[int]) -> None:
-        self.inner, self.script, self.forwarded = inner, script, forwarded
-        self.interrupt = inner.model.tokenizer.encode_single_token("<|endofprompt|>")
+    def __init__(self, inner: Any, model: ScriptedModel) -> None:
+        self.inner, self.model = inner, model
+        self.interrupt = model.model.tokenizer.encode_single_token("<|endofprompt|>")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def generate(self, tokens: list[int], sampling: Sampling | None, **options: Any) -> Any:
-        answer = iter(self.script.pop(0))
-        interrupt = self.interrupt
-        allowed = np.zeros(self.inner.model.config.vocab_size, dtype=np.bool_)
+    def generate(
+        self,
+        tokens: list[int],
+        sampling: Sampling | None,
+        *,
+        mask: Callable[[], np.ndarray | None],
+        **options: Any,
+    ) -> Any:
+        answer = iter(self.model.script.pop(0))
+        only = np.zeros(self.model.config.vocab_size, dtype=np.bool_)
 
         def only_the_next() -> np.ndarray:
-            allowed[:] = False
-            token = next(answer)
-            if token == interrupt:
-                raise KeyboardInterrupt
-            allowed[token] = True
-            return allowed
+            allowed = mask()
+            for token in answer:
+                if token == self.interrupt:
+                    raise KeyboardInterrupt
+                if allowed is None or _holds(allowed, token):
+                    break
+                self.model.refused.append(token)
+            else:
+                raise StopIteration  # also asked after the last token, in vain
+            only[:] = False
+            only[token] = True
+            return only
 
-        self.forwarded.append(self.inner.position + len(tokens) - self.inner.cached)
+        self.model.forwarded.append(self.inner.position + len(tokens) - self.inner.cached)
         return self.inner.generate(tokens, sampling, mask=only_the_next, **options)
 
 
 class ScriptedModel:
+    """A model whose sessions are scripted: each answer is what one generation samples.
+
+    ``forwarded`` has how many tokens each of them forwarded before it sampled, ``refused`` the
+    tokens that masks forbade.
+    """
+
     def __init__(self, model: Model, answers: list[str]) -> None:
-        self.model, self.harmony = model, model.harmony
+        self.model, self.harmony, self.config = model, model.harmony, model.config
         self.script = [self.harmony.encode(text, allowed_special="all") for text in answers]
         self.forwarded: list[int] = []
+        self.refused: list[int] = []
 
     def session(self, *, max_tokens: int | None = None) -> ScriptedSession:
-        return ScriptedSession(
-            self.model.session(max_tokens=max_tokens), self.script, self.forwarded
-        )
+        """A scripted session of the model."""
+        return ScriptedSession(self.model.session(max_tokens=max_tokens), self)
+
+
+def _holds(mask: np.ndarray, token: int) -> bool:
+    if mask.dtype == np.bool_:
+        return bool(mask[token])
+    return bool(mask[token >> 3] >> (token & 7) & 1)
 
 
 def answer(analysis: str, final: str) -> str:

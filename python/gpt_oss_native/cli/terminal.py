@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from ..turn import Done, Event, ToolCall
+from ..chat import Done, Event, ToolCall, ToolResult
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 # What a model writes must not move the cursor, rename the window or colour what follows.
@@ -53,6 +53,9 @@ class AnswerPrinter:
         if isinstance(event, ToolCall):
             self._begin("call")
             self._write(f"{event.name} {event.arguments}")
+        elif isinstance(event, ToolResult):
+            self._begin("result")
+            self._write(event.text)
         elif not isinstance(event, Done):
             section = "reasoning" if event.channel == "analysis" else "answer"
             self.answered |= section == "answer"
@@ -81,7 +84,7 @@ class AnswerPrinter:
         self._section = section
         if self._colour:
             self._out.write("" if section == "answer" else _DIM)
-        if section == "call" or (self._show_reasoning and not self._colour):
+        if section in ("call", "result") or (self._show_reasoning and not self._colour):
             self._out.write(f"[{section}]\n")
 
     def _write(self, text: str) -> None:

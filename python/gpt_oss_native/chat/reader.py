@@ -1,110 +1,29 @@
-"""One turn of the assistant: sampled tokens in, typed events out, and what stays of it after."""
+"""Tokens of one turn in, typed events out, and what stays of the turn after it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from .sampling import Token
+from .events import Delta, Event, FinishReason, ToolCall
 
 if TYPE_CHECKING:
-    from .detokenizer import StopStrings
-    from .harmony import HarmonyEncoding, Message
-
-FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Tokens of one turn. ``prompt_tokens`` is the whole context that the answer began with,
-    ``cached_tokens`` the part of it that was not forwarded again, ``completion_tokens`` all that
-    was sampled, ``reasoning_tokens`` what of that was analysis."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    reasoning_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timings:
-    """Seconds of one turn: until the first sampled token, and from it to the last."""
-
-    prompt_s: float
-    completion_s: float
-    tokens_per_second: float  # after the first; 0 where there was only one
-
-
-@dataclass(frozen=True)
-class Delta:
-    """More text on a channel: "analysis", "commentary" or "final"."""
-
-    channel: str
-    delta: str
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """The model called ``name`` (such as "functions.lookup") with ``arguments``, its text."""
-
-    channel: ClassVar[None] = None
-    delta: ClassVar[str] = ""
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """The turn is over.
-
-    Attributes:
-        finish_reason: "stop"; "length", the budget or the context is used up, ``final`` may be cut
-            or empty; "tool_calls", the model waits for a result.
-        usage: token counts.
-        timings: seconds.
-        messages: what the model wrote, parsed.
-        tokens: the same as sampled.
-        logprobs: a `Token` for each of ``tokens``, where asked for.
-    """
-
-    channel: ClassVar[None] = None
-    delta: ClassVar[str] = ""
-    finish_reason: FinishReason
-    usage: Usage
-    timings: Timings
-    messages: tuple[Message, ...]
-    tokens: tuple[int, ...]
-    logprobs: tuple[Token, ...] = ()
-
-
-#: What `Chat.stream` yields. Each has ``channel`` and ``delta``, None and "" where it is no text.
-Event = Delta | ToolCall | Done
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """One whole turn; ``final`` is the answer, ``analysis`` the reasoning. See `Done`."""
-
-    final: str
-    analysis: str
-    commentary: str
-    tool_calls: tuple[ToolCall, ...]
-    finish_reason: FinishReason
-    usage: Usage
-    timings: Timings
-    messages: tuple[Message, ...]
-    tokens: tuple[int, ...]
-    logprobs: tuple[Token, ...]
+    from ..detokenizer import StopStrings
+    from ..harmony import HarmonyEncoding, Message
 
 
 class TurnReader:
-    """Sampled tokens in, events out: the deltas of a message are its text, none lost or twice."""
+    """Tokens in, events out: the deltas of a message are its text, none lost or twice.
+
+    One reader takes a whole turn: what the model sampled (`push`) and what tools returned (`give`).
+    """
 
     def __init__(self, encoding: HarmonyEncoding, *, stop: Sequence[str] = ()) -> None:
-        from .harmony import Role, StreamableParser
+        from ..harmony import Role, StreamableParser, StreamState
 
         self._assistant = Role.ASSISTANT
+        self._header, self._content = StreamState.HEADER, StreamState.CONTENT
         self._parser = StreamableParser(encoding, Role.ASSISTANT)
         self._stops = stop_strings(stop)
         self._num_messages = 0  # finished ones, whose events are out
@@ -114,12 +33,33 @@ class TurnReader:
         self.num_whole = 0  # of messages; one more may be what was left of a header cut short
         self.stopped = False  # by a stop string
         self.finished = False
+        self.text_tokens = 0  # of the message under way, its header left out
+        self.opened = False  # the last token began the text of a message
+
+    @property
+    def channel(self) -> str | None:
+        """The channel of the text under way."""
+        return self._parser.current_channel
+
+    @property
+    def recipient(self) -> str | None:
+        """Whom the text under way calls; None where it is no call."""
+        recipient = self._parser.current_recipient
+        return None if recipient == "all" else recipient
+
+    @property
+    def in_text(self) -> bool:
+        """Whether a text is under way."""
+        return self._parser.state is self._content
 
     def push(self, token: int) -> list[Event]:
         """The events that `token` brings."""
         parser = self._parser
+        before = parser.state
         parser.process(token)
         self.tokens.append(token)
+        self.opened = before is self._header and self.in_text
+        self.text_tokens = 0 if self.opened else self.text_tokens + 1
         delta = parser.last_content_delta
         if delta is None:
             return self._finished_messages()
@@ -128,11 +68,18 @@ class TurnReader:
         self._sent += len(delta)
         return self._text(parser.current_role, parser.current_channel, delta)
 
+    def give(self, tokens: Iterable[int]) -> None:
+        """Takes what the model did not write: results of tools, and the header after them."""
+        for token in tokens:
+            self._parser.process(token)
+            self.tokens.append(token)
+        self.messages = self._parser.messages
+        self._num_messages = len(self.messages)
+        self._sent = 0
+
     def finish(self) -> list[Event]:
         """No more tokens: the events of what was under way."""
-        from .harmony import StreamState
-
-        in_header = self._parser.state is StreamState.HEADER and self._num_messages > 0
+        in_header = self._parser.state is self._header and self._num_messages > 0
         self._parser.process_eos()
         self.messages = self._parser.messages
         self.num_whole = self._num_messages if in_header else len(self.messages)
@@ -148,9 +95,26 @@ class TurnReader:
         return "stop" if reason == "stop" else "length"
 
     def reasoning_tokens(self) -> int:
-        """Tokens of analysis messages, headers included."""
-        spans = (m.span for m in self.messages if m.channel == "analysis" and m.span)
+        """Tokens of the model's analysis messages, headers included."""
+        spans = (
+            m.span
+            for m in self.messages
+            if m.channel == "analysis" and m.author.role == self._assistant and m.span
+        )
         return sum(end - begin for begin, end in spans)
+
+    def calls_due(self) -> list[Message]:
+        """The calls after which nothing was answered yet, in order; none after a final text."""
+        due: list[Message] = []
+        for message in reversed(self.messages):
+            if message.author.role != self._assistant:
+                break
+            if message.recipient not in (None, "all"):
+                if message.end is not None:
+                    due.append(message)
+            elif (message.channel or "final") == "final" and message.text:
+                return []
+        return due[::-1]
 
     def _finished_messages(self) -> list[Event]:
         events: list[Event] = []
@@ -159,11 +123,11 @@ class TurnReader:
         for message in found[self._num_messages :]:
             text, sent = message.text, self._sent
             self._sent = 0
-            if message.recipient not in (None, "all"):
-                if message.end is not None:  # a call cut short calls nothing
-                    events.append(ToolCall(message.recipient or "", text))
-                continue
             role, channel = message.author.role, message.channel
+            if message.recipient not in (None, "all"):
+                if message.end is not None and role == self._assistant:  # one cut calls nothing
+                    events.append(ToolCall(message.recipient or "", text, as_object(text)))
+                continue
             events += self._text(role, channel, text[sent:], last=True)
         self._num_messages = len(found)
         return events
@@ -182,14 +146,24 @@ class TurnReader:
         return [Delta(channel, text)] if text else []
 
 
+def as_object(text: str) -> dict[str, Any] | None:
+    """The arguments of a call as a dictionary; None where the text is no JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def kept_tokens(
     encoding: HarmonyEncoding, answer: list[int], reader: TurnReader, *, keep_reasoning: bool
 ) -> list[int]:
     """What stays of a finished turn, as sampled: its messages from ``<|start|>``, each ended.
 
-    `answer` are the tokens that opened the turn. Analysis is left out unless `keep_reasoning`.
-    ``<|return|>`` reads ``<|end|>`` in a history; ``<|call|>`` stays. The last message, when it was
-    cut, is ended where it stands; a call or a header cut short is left out.
+    `answer` are the tokens that opened the turn. Analysis, and calls and results on its channel,
+    are left out unless `keep_reasoning`. ``<|return|>`` reads ``<|end|>`` in a history;
+    ``<|call|>`` stays. The last message, when it was cut, is ended where it stands; a call or a
+    header cut short is left out.
     """
     out: list[int] = []
     messages = reader.messages[: reader.num_whole]
@@ -216,8 +190,9 @@ def kept_tokens(
 
 
 def stop_strings(strings: Sequence[str]) -> StopStrings | None:
+    """A matcher of these strings, None for none. Raises InvalidArgument for an empty one."""
     if not strings:
         return None
-    from .detokenizer import StopStrings
+    from ..detokenizer import StopStrings
 
     return StopStrings(strings)

@@ -1,0 +1,367 @@
+"""`Chat`: a conversation with a model, its tools, and the exact tokens of both.
+
+What was sampled is never rendered again. A chat knows the tokens that the next prompt must begin
+with; the session goes back to where it stops agreeing with them (the start of the last answer, when
+its reasoning is dropped) and forwards only what follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidArgument
+from ..sampling import Sampling
+from .events import Delta, Done, Event, Reply, ToolCall, ToolResult
+from .opening import Opening
+from .reader import TurnReader, kept_tokens, stop_strings
+from .toolbox import result_message
+from .turn import Turn, TurnOptions
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ..harmony import HarmonyEncoding, Message
+    from ..model import Model
+    from ..session import Session
+
+_ENDOFTEXT = "<|endoftext|>"  # ends an answer like <|return|> in the published generation_config
+
+
+class Chat:
+    """A conversation with a model; `Model.chat` makes one. One turn at a time.
+
+    At the next question the reasoning of the turn before is dropped, as the models were trained,
+    unless ``keep_reasoning``. A turn that was stopped or ran out of budget keeps the answer as far
+    as it came. A question that fails or is stopped before its first token leaves no trace.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        instructions: str | None = None,
+        reasoning: str = "medium",
+        keep_reasoning: bool = False,
+        tools: Sequence[Any] = (),
+        tool_choice: str = "auto",
+        response_format: Any = None,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        max_reasoning_tokens: int | None = None,
+        max_tool_calls: int = 32,
+        tool_timeout: float | None = 120.0,
+        loop_guard: int | None = 512,
+        mask_headers: bool = True,
+        stop: str | Sequence[str] = (),
+        conversation_date: str | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        """Renders the opening messages; nothing is forwarded before the first question.
+
+        Args:
+            model: what answers.
+            instructions: the developer message ("system prompt" elsewhere).
+            reasoning: effort, "low", "medium" or "high"; "none" answers without analysis.
+            keep_reasoning: keep analysis in the context for the following turns.
+            tools: what the model may call: Python functions (their signature and docstring are
+                what it is told), `Function`, objects of the shape `tools.protocol.Tool`, or schemas
+                without a function, as dictionaries or harmony's classes.
+            tool_choice: "auto", "none", "required" (a call comes before any answer) or the name of
+                the tool that must be called; needs ``mask_headers`` except for "auto".
+            response_format: a JSON schema or a pydantic model that every answer follows (extra
+                ``grammar``); reasoning is free.
+            sampling: how tokens are chosen; default: temperature 1.
+            max_new_tokens: most tokens of one turn, reasoning included; None: the context.
+            max_reasoning_tokens: after so many tokens of analysis in a turn it is closed and the
+                answer comes, or a call; None: no limit.
+            max_tool_calls: most calls in a turn; then the model has to answer.
+            tool_timeout: seconds after which a call counts as failed; None: no limit.
+            loop_guard: so many tokens of one repeated cycle (of up to 64) close the analysis, or
+                end the answer with ``finish_reason`` "repetition"; None: never.
+            mask_headers: let only well-formed messages to declared tools be sampled.
+            stop: strings that end the answer; neither they nor what follows is part of ``final``.
+            conversation_date: "YYYY-MM-DD", shown to the model; absent unless given, so that
+                equal questions have equal prompts.
+            max_tokens: most tokens of the conversation; None: the model's context.
+
+        Raises:
+            InvalidArgument: an unknown effort, an empty stop string, a size out of range, a tool
+                without a schema, a response format without the extra.
+            CheckpointError: the model has no tokenizer.
+        """
+        self._encoding: HarmonyEncoding = model.harmony
+        self._keep_reasoning = keep_reasoning
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        stop_strings(self._stop)  # fails now and not at the first question
+        self._opening = Opening(
+            model,
+            instructions=instructions,
+            reasoning=reasoning,
+            conversation_date=conversation_date,
+            tools=tools,
+            response_format=response_format,
+            mask_headers=mask_headers,
+        )
+        self._mask_headers = mask_headers
+        self._defaults: dict[str, Any] = {
+            "sampling": sampling,
+            "max_new_tokens": max_new_tokens,
+            "max_reasoning_tokens": max_reasoning_tokens,
+            "max_tool_calls": max_tool_calls,
+            "tool_choice": tool_choice,
+        }
+        self._tool_timeout = tool_timeout
+        self._loop_guard = loop_guard
+        self._options(dict.fromkeys(self._defaults), None)
+        self._messages: list[Message] = list(self._opening.messages)
+        # What the next prompt begins with; the session is made to agree with it then.
+        self._history = list(self._opening.tokens)
+        self._answer = self._opening.answer
+        self._stop_tokens = _turn_ends(self._encoding)
+        self._running: Iterator[Event] | None = None
+        self._turn: Turn | None = None
+        self._session = model.session(max_tokens=max_tokens)
+
+    @property
+    def session(self) -> Session:
+        """The session underneath, with the exact tokens; the last turn's reasoning leaves it at the
+        next question."""
+        return self._session
+
+    @property
+    def messages(self) -> list[Message]:
+        """Every message of the conversation, reasoning included, oldest first; a copy."""
+        return list(self._messages)
+
+    def stream(
+        self,
+        question: str,
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        max_reasoning_tokens: int | None = None,
+        max_tool_calls: int | None = None,
+        tool_choice: str | None = None,
+        logprobs: int | None = None,
+    ) -> Iterator[Event]:
+        """Asks, and yields `Delta`, `ToolCall` and `ToolResult` as they come, then one `Done`.
+
+        Closing the iterator stops the answer; so does asking again. What was yielded stays in the
+        conversation. The keywords take the place of the chat's own for this turn; ``logprobs``
+        asks for `Done.logprobs` with so many alternatives.
+
+        Raises InvalidArgument for an empty question, one that does not fit the context, or options
+        out of range; the chat stays as it was.
+        """
+        from ..harmony import Message, Role
+
+        if not isinstance(question, str) or not question:
+            raise InvalidArgument(
+                f"[chat] question: expected text of one character or more, got {question!r}"
+            )
+        given = {
+            "sampling": sampling,
+            "max_new_tokens": max_new_tokens,
+            "max_reasoning_tokens": max_reasoning_tokens,
+            "max_tool_calls": max_tool_calls,
+            "tool_choice": tool_choice,
+        }
+        options = self._options(given, logprobs)
+        self._end_running()
+        message = Message.from_role_and_content(Role.USER, question)
+        prefill = [*self._opening.prefill, *self._answer]
+        prompt = [*self._history, *self._encoding.render(message), *prefill]
+        if len(prompt) >= self._session.max_tokens:
+            raise InvalidArgument(
+                f"[chat] expected the conversation to leave room for an answer, but with this "
+                f"question it has {len(prompt)} tokens and its context "
+                f"{self._session.max_tokens}; ask less at once or begin another chat"
+            )
+        self._turn = Turn(
+            self._session,
+            self._opening.rules,
+            self._opening.toolbox,
+            question=message,
+            prompt=prompt,
+            answer=self._answer,
+            stop_tokens=self._stop_tokens,
+            options=options,
+        )
+        self._running = self._run(self._turn, (), len(self._messages))
+        return self._running
+
+    def stream_results(self, results: Sequence[str]) -> Iterator[Event]:
+        """Goes on with a turn that ended with "tool_calls": the results of its calls, in order.
+
+        For tools that were declared without a function. Raises InvalidArgument where no calls wait
+        or their number is another.
+        """
+        turn = self._turn
+        due = turn.due if turn is not None else []
+        if turn is None or not due or len(results) != len(due):
+            raise InvalidArgument(
+                f"[chat] results: expected one for each of the {len(due)} calls that wait, got "
+                f"{len(results)}"
+            )
+        self._end_running()
+        messages = [result_message(call, text) for call, text in zip(due, results, strict=True)]
+        earlier = len(self._messages) - 1 - turn.reader.num_whole
+        self._running = self._run(turn, messages, earlier)
+        return self._running
+
+    def ask(self, question: str, **options: Any) -> Reply:
+        """`stream`, collected; the same keywords. A budget used up in reasoning gives an empty
+        ``final`` and ``finish_reason`` "length", no exception."""
+        return self._collect(self.stream(question, **options))
+
+    def ask_results(self, results: Sequence[str]) -> Reply:
+        """`stream_results`, collected."""
+        return self._collect(self.stream_results(results))
+
+    async def astream(self, question: str, **options: Any) -> AsyncIterator[Event]:
+        """`stream` for asyncio: the work is done in a thread, an event at a time.
+
+        Cancelling the task, or closing the iterator, stops the answer after the token under way;
+        what was sampled stays in the conversation.
+        """
+        events = self.stream(question, **options)
+        turn = self._turn
+        assert turn is not None
+        loop = asyncio.get_running_loop()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="gpt-oss-native chat")
+        try:
+            while True:
+                event = await loop.run_in_executor(pool, next, events, None)
+                if event is None:
+                    return
+                yield event
+        finally:
+            turn.cancelled.set()
+            pool.submit(events.close)  # type: ignore[attr-defined]
+            # The token under way ends first; other tasks go on meanwhile, cancelled or not.
+            await asyncio.shield(asyncio.to_thread(pool.shutdown))
+
+    async def aask(self, question: str, **options: Any) -> Reply:
+        """`astream`, collected."""
+        return self._reply([event async for event in self.astream(question, **options)])
+
+    def close(self) -> None:
+        """Releases the session; later questions raise InvalidArgument."""
+        self._end_running()
+        self._session.close()
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _options(self, given: dict[str, Any], logprobs: int | None) -> TurnOptions:
+        """The options of a turn, checked."""
+        options = {key: self._defaults[key] if v is None else v for key, v in given.items()}
+        choice: str = options.pop("tool_choice")
+        for key in ("max_reasoning_tokens", "max_tool_calls"):
+            value = options[key]
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise InvalidArgument(f"[chat] {key}: expected 0 or more, got {value!r}")
+        if self._loop_guard is not None and self._loop_guard < 2:
+            raise InvalidArgument(
+                f"[chat] loop_guard: expected 2 tokens or more, or None, got {self._loop_guard!r}"
+            )
+        allowed = self._opening.toolbox.allowed(choice)
+        if choice == "none":
+            options["max_tool_calls"] = 0
+        required = choice not in ("auto", "none")
+        if required and not self._mask_headers:
+            raise InvalidArgument(
+                f"[chat] tool_choice: expected mask_headers=True where a call is required, got "
+                f"{choice!r} without"
+            )
+        return TurnOptions(
+            **options,
+            tool_timeout=self._tool_timeout,
+            loop_guard=self._loop_guard,
+            allowed=allowed,
+            required=required,
+            stop=self._stop,
+            logprobs=logprobs,
+        )
+
+    def _end_running(self) -> None:
+        running, self._running = self._running, None
+        try:
+            if running is not None:
+                running.close()  # type: ignore[attr-defined]
+        except ValueError:  # "generator already executing"
+            self._running = running
+            raise InvalidArgument(
+                "[chat] expected one question at a time, another thread's is being answered; "
+                "use one chat a thread"
+            ) from None
+
+    def _run(self, turn: Turn, results: Sequence[Message], earlier: int) -> Iterator[Event]:
+        try:
+            yield from turn.run(results)
+        finally:
+            self._settle(turn, earlier)
+
+    def _settle(self, turn: Turn, earlier: int) -> None:
+        """Takes what was sampled into the conversation; forwards nothing."""
+        prompt, reader = turn.prompt, turn.reader
+        sampled = self._session.tokens[len(prompt) :]
+        if self._session.position < len(prompt) or not sampled:
+            return  # stopped before the first token: as if never asked
+        if not reader.finished:  # closed or interrupted, perhaps between two tokens: read it again
+            reader = TurnReader(self._encoding)
+            for token in sampled:
+                reader.push(token)
+            reader.finish()
+        del self._messages[earlier:]
+        self._messages += [turn.question, *reader.messages[: reader.num_whole]]
+        kept = kept_tokens(
+            self._encoding, self._answer, reader, keep_reasoning=self._keep_reasoning
+        )
+        prefill = self._opening.prefill
+        base = prompt[: len(prompt) - len(self._answer) - len(prefill)]
+        self._history = base + (prefill if kept and self._keep_reasoning else []) + kept
+
+    def _collect(self, events: Iterator[Event]) -> Reply:
+        return self._reply(list(events))
+
+    def _reply(self, events: list[Event]) -> Reply:
+        texts: dict[str, list[str]] = {"final": [], "analysis": [], "commentary": []}
+        for event in events:
+            if isinstance(event, Delta):
+                texts.setdefault(event.channel, []).append(event.delta)
+        done = events[-1]
+        assert isinstance(done, Done)
+        final = "".join(texts["final"])
+        return Reply(
+            final=final,
+            analysis="".join(texts["analysis"]),
+            commentary="".join(texts["commentary"]),
+            tool_calls=tuple(e for e in events if isinstance(e, ToolCall)),
+            tool_results=tuple(e for e in events if isinstance(e, ToolResult)),
+            finish_reason=done.finish_reason,
+            usage=done.usage,
+            timings=done.timings,
+            messages=done.messages,
+            tokens=done.tokens,
+            logprobs=done.logprobs,
+            parsed=self._opening.parse(final),
+        )
+
+
+def _turn_ends(encoding: HarmonyEncoding) -> list[int]:
+    ends = encoding.stop_tokens_for_assistant_actions()
+    if _ENDOFTEXT in encoding.special_tokens_set:
+        ends.append(encoding.tokenizer.encode_single_token(_ENDOFTEXT))
+    return ends

@@ -1,0 +1,117 @@
+"""Text that follows a JSON schema, by construction: token masks from llguidance, extra ``grammar``.
+
+Only texts are constrained, from their ``<|message|>`` on; which ones is the chat's matter.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import tiktoken
+
+    from .harmony import HarmonyEncoding
+
+# The trie of a vocabulary takes a second to build for o200k; it is kept as long as the vocabulary.
+_tokenizers: weakref.WeakKeyDictionary[tiktoken.Encoding, dict[int, Any]] = (
+    weakref.WeakKeyDictionary()
+)
+_building = threading.Lock()
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether llguidance is installed."""
+    return importlib.util.find_spec("llguidance") is not None
+
+
+def require(what: str) -> None:
+    """Raises InvalidArgument, naming the extra, where llguidance is not installed."""
+    if not is_available():
+        raise InvalidArgument(
+            f"[chat] {what}: expected the package llguidance, which keeps the text to the schema, "
+            "and it is not installed; run pip install 'gpt-oss-native[grammar]'"
+        )
+
+
+class SchemaGrammar:
+    """A JSON schema over a vocabulary, ready to be followed many times.
+
+    Raises InvalidArgument for a schema that llguidance cannot follow.
+    """
+
+    def __init__(self, encoding: HarmonyEncoding, schema: dict[str, Any], vocab_size: int) -> None:
+        require("a schema")
+        import llguidance
+
+        self.encoding = encoding
+        self.vocab_size = vocab_size
+        self._tokenizer = _tokenizer(encoding, vocab_size)
+        try:
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            problem = llguidance.LLMatcher.validate_grammar(grammar, self._tokenizer)
+        except (TypeError, ValueError) as error:
+            problem = str(error)
+        if problem:
+            raise InvalidArgument(
+                f"[chat] schema: expected a JSON schema that can be followed, got one with: "
+                f"{problem}"
+            )
+        self._start = llguidance.LLMatcher(self._tokenizer, grammar)
+
+    def matcher(self, *ends: int) -> Matcher:
+        """Follows one text, which any of the tokens ``ends`` finishes."""
+        return Matcher(self._start.deep_copy(), self.encoding.return_, ends, self.vocab_size)
+
+
+class Matcher:
+    """Where one text stands in its schema."""
+
+    def __init__(self, inner: Any, eos: int, ends: tuple[int, ...], vocab_size: int) -> None:
+        self._inner = inner
+        self._eos = eos
+        self._ends = ends
+        self._num_bytes = (vocab_size + 7) // 8
+
+    @property
+    def error(self) -> str:
+        """Why `mask` gave None."""
+        return str(self._inner.get_error())
+
+    def mask(self) -> npt.NDArray[np.uint8] | None:
+        """Which tokens may come next, packed bits; None after an error."""
+        bits = np.frombuffer(self._inner.compute_bitmask(), dtype=np.uint8)[: self._num_bytes]
+        if self._inner.is_error():
+            return None
+        if self._ends != (self._eos,) and bits[self._eos >> 3] >> (self._eos & 7) & 1:
+            bits = bits.copy()
+            bits[self._eos >> 3] &= ~(1 << (self._eos & 7)) & 0xFF
+            for end in self._ends:
+                bits[end >> 3] |= 1 << (end & 7)
+        return bits
+
+    def accept(self, token: int) -> bool:
+        """Takes a token; False where the schema does not allow it, and then `mask` gives None."""
+        return token in self._ends or bool(self._inner.consume_token(token))
+
+
+def _tokenizer(encoding: HarmonyEncoding, vocab_size: int) -> Any:
+    from llguidance.tiktoken import lltokenizer_from_encoding
+
+    with _building:
+        found = _tokenizers.setdefault(encoding.tokenizer, {})
+        if vocab_size not in found:
+            found[vocab_size] = lltokenizer_from_encoding(
+                encoding.tokenizer, n_vocab=vocab_size, eos_token=encoding.return_
+            )
+        return found[vocab_size]
