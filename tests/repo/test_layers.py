@@ -45,7 +45,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 NEEDED = {"numpy", "tiktoken"}  # the whole run-time list of the base wheel
-EXTRAS = {"huggingface_hub", "rich", "starlette", "uvicorn", "llguidance", "ipykernel"}
+EXTRAS = {"huggingface_hub", "rich", "starlette", "uvicorn", "llguidance"}
+EXTRAS |= {"ipykernel", "jupyter_client"}
 HEAVY = EXTRAS | {"torch", "transformers", "safetensors", "tokenizers", "openai_harmony"}
 
 

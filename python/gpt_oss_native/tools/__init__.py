@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .apply_patch import ApplyPatchTool, PatchError
     from .protocol import Tool
+    from .python import PythonTool
+    from .python_process import ProcessDied
 
 _LAZY = {
     "ApplyPatchTool": "apply_patch",
     "PatchError": "patch_format",
+    "ProcessDied": "python_process",
+    "PythonTool": "python",
     "Tool": "protocol",
 }
 
 __all__ = [
     "ApplyPatchTool",
     "PatchError",
+    "ProcessDied",
+    "PythonTool",
     "Tool",
 ]
 
