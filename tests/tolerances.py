@@ -73,22 +73,24 @@ def linear_bound(
 
 
 def int8_linear_bound(
-    x: npt.ArrayLike, weight: npt.ArrayLike, *, quantized_weight: bool, block: int = 32
+    x: npt.ArrayLike, weight: npt.ArrayLike, *, dense: bool, block: int = 32
 ) -> F64:
     """Elementwise distance of an int8 product of x [tokens][k] and weight [n][k] from the exact
-    one.
+    one: x in int8 and the weights as they are, or, dense, x in 15 bits and the weights packed to
+    int8, with scales up to 2^-7 longer.
 
     A rounding error is uniform within half a step, so each has variance step^2 / 12.
     """
     x, w = np.asarray(x, dtype=np.float64), np.asarray(weight, dtype=np.float64)
 
-    def step_squares(a: npt.NDArray[np.float64]) -> F64:
+    def step_squares(a: npt.NDArray[np.float64], largest: float) -> F64:
         amax = np.abs(a.reshape(*a.shape[:-1], -1, block)).max(axis=-1)
-        return np.repeat((amax / 127.0) ** 2 / 12.0, block, axis=-1)
+        return np.repeat((amax / largest) ** 2 / 12.0, block, axis=-1)
 
-    variance = step_squares(x) @ (w * w).T
-    if quantized_weight:
-        variance = variance + (x * x + step_squares(x)) @ step_squares(w).T
+    x_squares = step_squares(x, 127.0 * 128.0 if dense else 127.0)
+    variance = x_squares @ (w * w).T
+    if dense:
+        variance = variance + (x * x + x_squares) @ step_squares(w, 127.0 / (1.0 + 2.0**-7)).T
     return CONFIDENCE * np.sqrt(variance) + linear_bound(x, w)
 
 

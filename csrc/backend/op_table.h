@@ -46,6 +46,12 @@ struct QuantizeInt8OpArgs {
   float* scales;              // [rows][cols / 32]
 };
 
+struct QuantizeInt15OpArgs {
+  MatrixView<const float> x;  // [rows][cols], cols a multiple of 32
+  std::int16_t* codes;        // [rows][cols], natural order
+  float* scales;              // [rows][cols / 32]
+};
+
 class OpTable {
  public:
   virtual ~OpTable() = default;
@@ -53,9 +59,11 @@ class OpTable {
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rms_norm(const RmsNormArgs& args) = 0;
   virtual void linear_bf16(const LinearBf16Args& args) = 0;
-  // The same product with weights repacked to int8 first, as dense="int8" does at load.
+  // The same product with weights repacked to int8 first, as dense="int8" does at load, and x
+  // quantised to 15 bits.
   virtual void linear_int8(const LinearBf16Args& args) = 0;
   virtual void quantize_int8(const QuantizeInt8OpArgs& args) = 0;
+  virtual void quantize_int15(const QuantizeInt15OpArgs& args) = 0;
   // With int8 activations, and with float32 ones (precision="float32").
   virtual void linear_mxfp4_int8(const LinearMxfp4OpArgs& args) = 0;
   virtual void linear_mxfp4_float32(const LinearMxfp4OpArgs& args) = 0;

@@ -78,6 +78,15 @@ class Ops {
     run([&](OpTable& table) { table.quantize_int8(args); });
   }
 
+  void quantize_int15(const Array& x, const Array& codes, const Array& scales) {
+    const auto view = matrix_of<const float>(x, "quantize_int15", "x");
+    const std::int64_t cols = multiple_of(view.cols, kMxBlock, "quantize_int15", "columns");
+    const QuantizeInt15OpArgs args{
+        view, block_of<std::int16_t>(codes, "quantize_int15", "codes", {view.rows, cols}),
+        block_of<float>(scales, "quantize_int15", "scales", {view.rows, cols / kMxBlock})};
+    run([&](OpTable& table) { table.quantize_int15(args); });
+  }
+
   void linear_mxfp4(const Array& x, const Array& blocks, const Array& scales, const Array& bias,
                     const Array& x_rows, const Array& out_rows, bool int8, const Array& out) {
     const char* op = "linear_mxfp4";
@@ -208,6 +217,8 @@ void bind_ops(py::module_& module) {
       .def("linear", &Ops::linear, py::arg("x"), py::arg("weight"), py::arg("bias"),
            py::arg("accumulate"), py::arg("int8"), py::arg("out"))
       .def("quantize_int8", &Ops::quantize_int8, py::arg("x"), py::arg("q"), py::arg("scales"))
+      .def("quantize_int15", &Ops::quantize_int15, py::arg("x"), py::arg("codes"),
+           py::arg("scales"))
       .def("linear_mxfp4", &Ops::linear_mxfp4, py::arg("x"), py::arg("blocks"), py::arg("scales"),
            py::arg("bias"), py::arg("x_rows"), py::arg("out_rows"), py::arg("int8"), py::arg("out"))
       .def("swiglu", &Ops::swiglu, py::arg("gate_up"), py::arg("limit"), py::arg("alpha"),

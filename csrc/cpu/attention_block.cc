@@ -19,7 +19,7 @@ void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& st
   Worker& worker = step.worker;
 
   step.zone.next("rms_norm");
-  const Activations x = normalised(w.attn_norm, int8_dense_, step);
+  const Activations x = normalised(w.attn_norm, dense_forms(), step);
 
   step.zone.next("qkv");
   const std::int64_t q_rows = dense.q.rows();
@@ -66,10 +66,10 @@ void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& st
   if (int8_dense_) {
     // Quantising a row again is cheap; one barrier would cost more while tokens are few.
     if (!step.redundant()) {
-      quantise(space_.attention, worker.share(step.num_tokens));
+      quantise(space_.attention, dense_forms(), worker.share(step.num_tokens));
       worker.barrier();
     } else {
-      if (worker.index() == 0) quantise(space_.attention, step.tokens());
+      if (worker.index() == 0) quantise(space_.attention, dense_forms(), step.tokens());
       worker.barrier();
     }
   }

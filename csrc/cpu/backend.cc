@@ -24,7 +24,8 @@ void CpuBackend::forward(const Batch& batch) {
 
 void CpuBackend::prepare(const Batch& batch) {
   const std::int64_t num_tokens = batch.num_tokens();
-  space_.ensure(config_, kernels_, pool_.num_threads(), num_tokens, batch.num_logit_rows());
+  space_.ensure(config_, kernels_, {expert_forms().int8, dense_forms().int15}, pool_.num_threads(),
+                num_tokens, batch.num_logit_rows());
   attention_plan_.build(batch, plan_, storage_, config_.num_heads, pool_.num_threads());
   for (WorkCounter& counter : counters_) counter.reset();
   logit_rows_.clear();
@@ -56,20 +57,23 @@ void CpuBackend::run_layers(const Batch& batch, Worker& worker) {
 }
 
 // RMSNorm of the residual rows: each thread for itself, or shared and a barrier.
-Activations CpuBackend::normalised(const bf16* scale, bool quantise_too, Step& step) {
+Activations CpuBackend::normalised(const bf16* scale, ActivationForms wanted, Step& step) {
   const ActivationBuffer& buffer = step.redundant() ? step.space.norm : space_.norm;
   const Range mine = step.redundant() ? step.tokens() : step.worker.share(step.num_tokens);
   kernels_.rms_norm(
       {ActivationBuffer::as_const(space_.residual), scale, config_.rms_norm_eps, buffer.values()},
       mine);
-  if (quantise_too) quantise(buffer, mine);
+  quantise(buffer, wanted, mine);
   if (!step.redundant()) step.worker.barrier();
   return buffer.first_rows(step.num_tokens);  // a private buffer may be larger
 }
 
-void CpuBackend::quantise(const ActivationBuffer& buffer, Range rows) const {
-  kernels_.quantize_int8({buffer.activations().values, buffer.quantized()}, rows,
-                         {0, buffer.values().cols / kMxBlock});
+void CpuBackend::quantise(const ActivationBuffer& buffer, ActivationForms wanted,
+                          Range rows) const {
+  const Activations x = buffer.activations();
+  const Range blocks{0, x.values.cols / kMxBlock};
+  if (wanted.int8) kernels_.quantize_int8({x.values, x.int8}, rows, blocks);
+  if (wanted.int15) kernels_.quantize_int15({x.values, x.int15}, rows, blocks);
 }
 
 void CpuBackend::logits(const Batch& batch, Step& step) {
@@ -85,7 +89,7 @@ void CpuBackend::logits(const Batch& batch, Step& step) {
                        config_.rms_norm_eps, matrix(norm.values().row(i), 1, config_.hidden_size)},
                       {0, 1});
   }
-  if (int8_dense_) quantise(norm, mine);
+  quantise(norm, dense_forms(), mine);
   worker.barrier();
 
   step.zone.next("unembedding");

@@ -90,8 +90,11 @@ class CpuBackend final : public Backend {
                  ThreadSpace& space);
   void logits(const Batch& batch, Step& step);
   const Routing& route(const Batch& batch, std::size_t layer, Step& step);
-  Activations normalised(const bf16* scale, bool quantise, Step& step);
-  void quantise(const ActivationBuffer& buffer, Range rows) const;
+  Activations normalised(const bf16* scale, ActivationForms wanted, Step& step);
+  void quantise(const ActivationBuffer& buffer, ActivationForms wanted, Range rows) const;
+  // What expert products and dense ones want.
+  ActivationForms expert_forms() const { return {.int8 = !float32_}; }
+  ActivationForms dense_forms() const { return {.int15 = int8_dense_}; }
 
   const ModelConfig& config_;
   const Weights& weights_;

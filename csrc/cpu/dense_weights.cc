@@ -63,8 +63,7 @@ void linear(const KernelTable& kernels, const DenseMatrix& weight, const Activat
             Epilogue epilogue, MatrixView<float> out, Range rows, std::byte* scratch) {
   if (rows.size() == 0) return;
   if (weight.is_int8()) {
-    kernels.linear_int8({x.quantized, weight.int8_weight, weight.bias, epilogue, out}, rows,
-                        scratch);
+    kernels.linear_int8({x.int15, weight.int8_weight, weight.bias, epilogue, out}, rows, scratch);
   } else {
     kernels.linear_bf16({x.values, weight.bf16_weight, weight.bias, epilogue, out}, rows, scratch);
   }

@@ -1,7 +1,7 @@
 // The dense matrices as the CPU reads them: bf16 in the mapped file, or repacked at load to int8
 // with a scale every 32 values. Two stay bf16 always: the router, which is small and decides, and
 // the keys' matrix, whose error every score carries into an exponential (keeping it costs 1.3 % of
-// the 20b's bytes a token and takes a sixth off the variance that int8 brings).
+// the 20b's bytes a token and takes a quarter off the variance that int8 brings).
 #pragma once
 
 #include <vector>
@@ -25,7 +25,8 @@ struct DenseMatrix {
 // What a product reads: float32 rows, and the same rows quantised where a kernel wants that.
 struct Activations {
   MatrixView<const float> values;
-  QuantizedMatrix quantized{};
+  Int8Activations int8{};
+  Int15Activations int15{};
 };
 
 struct DenseLayer {

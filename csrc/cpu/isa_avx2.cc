@@ -16,6 +16,7 @@
 #include "cpu/kernels/linear_mxfp4-inl.h"
 #include "cpu/kernels/moe_combine-inl.h"
 #include "cpu/kernels/pack_int8-inl.h"
+#include "cpu/kernels/quantize_int15-inl.h"
 #include "cpu/kernels/quantize_int8-inl.h"
 #include "cpu/kernels/rms_norm-inl.h"
 #include "cpu/kernels/rope-inl.h"

@@ -17,20 +17,39 @@
 
 namespace gptoss::cpu {
 
-// Activations in blocks of 32 along the input dimension: value = q * scale. Inside a block the
-// bytes are in kernel order: every group of eight holds elements 0 2 4 6 1 3 5 7, which matches the
-// nibble order of MXFP4.
-struct QuantizedMatrix {
-  std::int8_t* q;      // [rows][cols]
-  float* scales;       // [rows][cols / 32]; NaN where the block was not finite
-  std::int32_t* sums;  // [rows][cols / 32], sum of q over the block
-  std::int64_t rows;
-  std::int64_t cols;
+// The largest code of 15 bits, 127 * 128: codes are 128 * high + low with two signed bytes, which
+// is how some ISAs multiply them.
+constexpr int kInt15Max = 16256;
+
+// Activations of expert products, in blocks of 32 along the input dimension: value = q * scale.
+// Inside a block the bytes are in kernel order, that of the nibbles of MXFP4: every group of eight
+// holds elements 0 2 4 6 1 3 5 7.
+struct Int8Activations {
+  std::int8_t* q = nullptr;      // [rows][cols]
+  float* scales = nullptr;       // [rows][cols / 32]; NaN where the block was not finite
+  std::int32_t* sums = nullptr;  // [rows][cols / 32], sum of q over the block
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
 };
 
-struct QuantizeArgs {
+// Activations of dense int8 products, likewise, with codes of 15 bits: to the rounding of the
+// weights they add next to nothing. Each ISA lays out the codes inside a block its own way.
+struct Int15Activations {
+  std::int16_t* codes = nullptr;  // [rows][cols]
+  float* scales = nullptr;        // [rows][cols / 32]; NaN where the block was not finite
+  std::int32_t* sums = nullptr;   // [rows][cols / 32], sum of the codes of the block
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+};
+
+struct QuantizeInt8Args {
   MatrixView<const float> x;  // [rows][cols], cols a multiple of 32
-  QuantizedMatrix out;
+  Int8Activations out;
+};
+
+struct QuantizeInt15Args {
+  MatrixView<const float> x;  // [rows][cols], cols a multiple of 32
+  Int15Activations out;
 };
 
 // Dense weights repacked at load to 8.5 bits: tiles of `row_tile` rows; a tile is its blocks one
@@ -42,7 +61,7 @@ struct PackedInt8 {
 };
 
 struct LinearInt8Args {
-  QuantizedMatrix x;  // [num_tokens][cols]
+  Int15Activations x;  // [num_tokens][cols]
   PackedInt8 weight;
   const bf16* bias;  // [rows] or null
   Epilogue epilogue;
@@ -51,7 +70,7 @@ struct LinearInt8Args {
 
 // One expert's matrix times some rows of the activations, gathered and scattered by index.
 struct LinearMxfp4Args {
-  QuantizedMatrix x;                // int8 products; x.q null for float32 products
+  Int8Activations x;                // int8 products; x.q null for float32 products
   MatrixView<const float> x_float;  // float32 products
   MxMatrix weight;                  // rows a multiple of 32
   const bf16* bias;                 // [weight.rows]
@@ -105,7 +124,10 @@ struct KernelTable {
   void (*embed)(const EmbedArgs&, Range tokens);
   void (*rms_norm)(const RmsNormArgs&, Range tokens);
   void (*linear_bf16)(const LinearBf16Args&, Range rows, std::byte* scratch);
-  void (*quantize_int8)(const QuantizeArgs&, Range rows, Range blocks);
+  void (*quantize_int8)(const QuantizeInt8Args&, Range rows, Range blocks);
+  void (*quantize_int15)(const QuantizeInt15Args&, Range rows, Range blocks);
+  // Code `index` of the 32 of a block of Int15Activations.
+  std::int16_t (*int15_code)(const std::int16_t* block, std::int64_t index);
   std::size_t (*packed_int8_bytes)(std::int64_t rows, std::int64_t cols);
   // Quantises and packs the tiles that cover `rows` of a bf16 matrix.
   void (*pack_int8)(const MatrixView<const bf16>& weight, Range rows, std::uint8_t* out);

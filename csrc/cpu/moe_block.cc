@@ -9,7 +9,7 @@ namespace gptoss::cpu {
 void CpuBackend::moe_block(const Batch& batch, std::size_t layer, Step& step) {
   const LayerWeights& w = weights_.layers[layer];
   step.zone.next("rms_norm");
-  const Activations x = normalised(w.mlp_norm, !float32_, step);
+  const Activations x = normalised(w.mlp_norm, expert_forms(), step);
 
   step.zone.next("router");
   const DenseMatrix& router = dense_.layers[layer].router;
@@ -81,7 +81,7 @@ void CpuBackend::gate_up_unit(const LayerWeights& w, const Activations& x, const
   const MxMatrix whole = w.gate_up.expert(expert);
   const std::int64_t first_block = rows.begin * whole.blocks_per_row();
   const MatrixView<float> out = matrix(space.gate_up.as<float>(), count, rows.size());
-  const LinearMxfp4Args args{.x = x.quantized,
+  const LinearMxfp4Args args{.x = x.int8,
                              .x_float = x.values,
                              .weight = {whole.blocks + first_block * kMxBlockBytes,
                                         whole.scales + first_block, rows.size(), whole.cols},
@@ -105,8 +105,8 @@ void CpuBackend::gate_up_unit(const LayerWeights& w, const Activations& x, const
                      {swiglu.row(slot) + cols.begin, 1, cols.size(), swiglu.stride}},
                     {0, 1}, {0, cols.size()});
     if (!float32_) {
-      kernels_.quantize_int8({space_.swiglu.activations().values, space_.swiglu.quantized()},
-                             {slot, slot + 1}, blocks);
+      const Activations out_rows = space_.swiglu.activations();
+      kernels_.quantize_int8({out_rows.values, out_rows.int8}, {slot, slot + 1}, blocks);
     }
   }
 }
@@ -140,7 +140,7 @@ void CpuBackend::down_unit(const LayerWeights& w, const MoePlan& plan, std::int3
                            Range rows, ThreadSpace& space) {
   const std::int32_t begin = plan.offsets[static_cast<std::size_t>(expert)];
   const Activations x = space_.swiglu.activations();
-  const LinearMxfp4Args args{.x = x.quantized,
+  const LinearMxfp4Args args{.x = x.int8,
                              .x_float = x.values,
                              .weight = w.down.expert(expert),
                              .bias = w.down.expert_bias(expert),

@@ -36,8 +36,8 @@ class CpuOps final : public OpTable {
     share(num_rows, kernels_.row_tile, [&](Range rows, std::byte*) {
       kernels_.pack_int8(args.weight, rows, packed.as<std::uint8_t>());
     });
-    const ActivationBuffer x = quantised(args.x);
-    const LinearInt8Args int8_args{x.quantized(),
+    ActivationBuffer x;
+    const LinearInt8Args int8_args{quantised_int15(args.x, x),
                                    {packed.as<std::uint8_t>(), num_rows, args.weight.cols},
                                    args.bias,
                                    args.epilogue,
@@ -46,17 +46,26 @@ class CpuOps final : public OpTable {
           [&](Range rows, std::byte* scratch) { kernels_.linear_int8(int8_args, rows, scratch); });
   }
   void quantize_int8(const QuantizeInt8OpArgs& args) override {
-    const ActivationBuffer x = quantised(args.x);
-    const QuantizedMatrix& quantized = x.quantized();
+    ActivationBuffer buffer;
+    const Int8Activations x = quantised_int8(args.x, buffer);
     const std::int64_t count = args.x.rows * args.x.cols;
     for (std::int64_t i = 0; i < count; ++i) {
-      args.q[i - i % 8 + kNaturalOfKernelOrder[i % 8]] = quantized.q[i];
+      args.q[i - i % 8 + kNaturalOfKernelOrder[i % 8]] = x.q[i];
     }
-    std::copy_n(quantized.scales, count / kMxBlock, args.scales);
+    std::copy_n(x.scales, count / kMxBlock, args.scales);
+  }
+  void quantize_int15(const QuantizeInt15OpArgs& args) override {
+    ActivationBuffer buffer;
+    const Int15Activations x = quantised_int15(args.x, buffer);
+    const std::int64_t count = args.x.rows * args.x.cols;
+    for (std::int64_t i = 0; i < count; ++i) {
+      args.codes[i] = kernels_.int15_code(x.codes + i / kMxBlock * kMxBlock, i % kMxBlock);
+    }
+    std::copy_n(x.scales, count / kMxBlock, args.scales);
   }
   void linear_mxfp4_int8(const LinearMxfp4OpArgs& args) override {
-    const ActivationBuffer x = quantised(args.x);
-    linear_mxfp4(kernels_.linear_mxfp4_int8, args, x.quantized());
+    ActivationBuffer x;
+    linear_mxfp4(kernels_.linear_mxfp4_int8, args, quantised_int8(args.x, x));
   }
   void linear_mxfp4_float32(const LinearMxfp4OpArgs& args) override {
     linear_mxfp4(kernels_.linear_mxfp4_float32, args, {});
@@ -98,17 +107,26 @@ class CpuOps final : public OpTable {
     });
   }
 
-  ActivationBuffer quantised(MatrixView<const float> x) {
-    ActivationBuffer buffer;
-    buffer.ensure(x.rows, x.cols);
+  // x quantised, in the memory of `buffer`.
+  Int8Activations quantised_int8(MatrixView<const float> x, ActivationBuffer& buffer) {
+    buffer.ensure(x.rows, x.cols, {.int8 = true});
+    const Int8Activations out = buffer.activations().int8;
     share(x.rows, 1, [&](Range rows, std::byte*) {
-      kernels_.quantize_int8({x, buffer.quantized()}, rows, {0, x.cols / kMxBlock});
+      kernels_.quantize_int8({x, out}, rows, {0, x.cols / kMxBlock});
     });
-    return buffer;
+    return out;
+  }
+  Int15Activations quantised_int15(MatrixView<const float> x, ActivationBuffer& buffer) {
+    buffer.ensure(x.rows, x.cols, {.int15 = true});
+    const Int15Activations out = buffer.activations().int15;
+    share(x.rows, 1, [&](Range rows, std::byte*) {
+      kernels_.quantize_int15({x, out}, rows, {0, x.cols / kMxBlock});
+    });
+    return out;
   }
 
   using LinearMxfp4 = void (*)(const LinearMxfp4Args&, Range, std::byte*);
-  void linear_mxfp4(LinearMxfp4 kernel, const LinearMxfp4OpArgs& args, QuantizedMatrix x) {
+  void linear_mxfp4(LinearMxfp4 kernel, const LinearMxfp4OpArgs& args, Int8Activations x) {
     size_scratch(args.x.cols);
     const LinearMxfp4Args kernel_args{x,           args.x,        args.weight,   args.bias,
                                       args.x_rows, args.out_rows, args.num_rows, args.out};

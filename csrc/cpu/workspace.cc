@@ -13,19 +13,36 @@ std::int64_t padded(std::int64_t count) {
 
 }  // namespace
 
-void ActivationBuffer::ensure(std::int64_t rows, std::int64_t cols) {
-  const std::int64_t floats = padded(rows * cols);
+void ActivationBuffer::ensure(std::int64_t rows, std::int64_t cols, ActivationForms forms) {
+  const std::int64_t values = padded(rows * cols);
   const std::int64_t blocks = padded(rows * (cols / kMxBlock));
-  memory_.ensure(static_cast<std::size_t>(floats * 5 + blocks * 8), "activations");
-  float* values = memory_.as<float>();
-  float* scales = values + floats;
-  std::int32_t* sums = reinterpret_cast<std::int32_t*>(scales + blocks);
-  values_ = matrix(values, rows, cols);
-  quantized_ = {reinterpret_cast<std::int8_t*>(sums + blocks), scales, sums, rows, cols};
+  const std::int64_t int8 = forms.int8 ? values + blocks * 8 : 0;  // bytes: codes, scales, sums
+  const std::int64_t int15 = forms.int15 ? values * 2 + blocks * 8 : 0;
+  memory_.ensure(static_cast<std::size_t>(values * 4 + int8 + int15), "activations");
+  std::byte* next = memory_.as<std::byte>();
+  const auto take = [&]<typename T>(T*& part, std::int64_t count) {
+    part = reinterpret_cast<T*>(next);
+    next += count * static_cast<std::int64_t>(sizeof(T));
+  };
+  float* floats = nullptr;
+  take(floats, values);
+  values_ = matrix(floats, rows, cols);
+  int8_ = {.rows = rows, .cols = cols};
+  if (forms.int8) {
+    take(int8_.q, values);
+    take(int8_.scales, blocks);
+    take(int8_.sums, blocks);
+  }
+  int15_ = {.rows = rows, .cols = cols};
+  if (forms.int15) {
+    take(int15_.codes, values);
+    take(int15_.scales, blocks);
+    take(int15_.sums, blocks);
+  }
 }
 
-void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, int num_threads,
-                       std::int64_t num_tokens, std::int64_t num_logit_rows) {
+void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, ActivationForms forms,
+                       int num_threads, std::int64_t num_tokens, std::int64_t num_logit_rows) {
   tokens.resize(static_cast<std::size_t>(num_tokens));
   const std::int64_t num_slots = num_tokens * c.experts_per_token;
   struct Part {
@@ -50,10 +67,10 @@ void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, int num
   for (std::int64_t i = static_cast<std::int64_t>(row_numbers.size()); i < num_tokens; ++i) {
     row_numbers.push_back(static_cast<std::int32_t>(i));
   }
-  norm.ensure(num_tokens, c.hidden_size);
-  attention.ensure(num_tokens, c.q_size());
-  swiglu.ensure(num_slots, c.intermediate_size);
-  final_norm.ensure(num_logit_rows, c.hidden_size);
+  norm.ensure(num_tokens, c.hidden_size, forms);
+  attention.ensure(num_tokens, c.q_size(), {.int15 = forms.int15});
+  swiglu.ensure(num_slots, c.intermediate_size, {.int8 = forms.int8});
+  final_norm.ensure(num_logit_rows, c.hidden_size, {.int15 = forms.int15});
 
   const auto size_routing = [&](Routing& r, std::int64_t count) {
     r.expert_ids.resize(static_cast<std::size_t>(count * c.experts_per_token));
@@ -64,7 +81,7 @@ void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, int num
   threads.resize(static_cast<std::size_t>(num_threads));
   const std::int64_t widest = std::max({c.hidden_size, c.q_size(), c.intermediate_size});
   for (ThreadSpace& space : threads) {
-    space.norm.ensure(kRedundantTokens, c.hidden_size);
+    space.norm.ensure(kRedundantTokens, c.hidden_size, forms);
     size_routing(space.routing, kRedundantTokens);
     space.kernel_scratch.ensure(kernels.scratch_bytes(widest), "kernel scratch");
     space.gate_up.ensure(static_cast<std::size_t>(num_tokens * kGateUpUnitRowsMax) * sizeof(float),

@@ -16,17 +16,23 @@ namespace gptoss::cpu {
 // repeating that is cheaper than a barrier.
 constexpr std::int64_t kRedundantTokens = 4;
 
-// Rows in float32 and in int8 blocks.
+// The forms besides float32 that products want activations in.
+struct ActivationForms {
+  bool int8 = false;   // expert products, unless float32
+  bool int15 = false;  // dense int8 products
+};
+
+// Rows in float32 and in some of the forms.
 class ActivationBuffer {
  public:
-  void ensure(std::int64_t rows, std::int64_t cols);
+  void ensure(std::int64_t rows, std::int64_t cols, ActivationForms forms);
   MatrixView<float> values() const { return values_; }
-  QuantizedMatrix quantized() const { return quantized_; }
   Activations activations() const { return first_rows(values_.rows); }
   Activations first_rows(std::int64_t rows) const {
-    Activations result{as_const(values_), quantized_};
+    Activations result{as_const(values_), int8_, int15_};
     result.values.rows = rows;
-    result.quantized.rows = rows;
+    result.int8.rows = rows;
+    result.int15.rows = rows;
     return result;
   }
   std::size_t num_bytes() const { return memory_.num_bytes(); }
@@ -38,7 +44,8 @@ class ActivationBuffer {
  private:
   AlignedBuffer memory_;
   MatrixView<float> values_;
-  QuantizedMatrix quantized_{};
+  Int8Activations int8_{};    // null where not a form of this buffer
+  Int15Activations int15_{};  // likewise
 };
 
 // Which experts each token goes to, and how much.
@@ -74,9 +81,10 @@ struct Workspace {
   std::vector<std::int32_t> row_numbers;  // 0, 1, 2, ...
   std::vector<ThreadSpace> threads;
 
-  // Grows to `num_tokens`; throws OutOfMemory and stays usable for smaller batches.
-  void ensure(const ModelConfig& config, const KernelTable& kernels, int num_threads,
-              std::int64_t num_tokens, std::int64_t num_logit_rows);
+  // Grows to `num_tokens`; throws OutOfMemory and stays usable for smaller batches. `forms`: those
+  // that any product of this model wants.
+  void ensure(const ModelConfig& config, const KernelTable& kernels, ActivationForms forms,
+              int num_threads, std::int64_t num_tokens, std::int64_t num_logit_rows);
   std::size_t num_bytes() const;
 };
 

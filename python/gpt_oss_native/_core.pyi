@@ -21,6 +21,7 @@ _F32: TypeAlias = npt.NDArray[np.float32]
 _F64: TypeAlias = npt.NDArray[np.float64]
 _Bf16: TypeAlias = npt.NDArray[np.uint16]
 _I32: TypeAlias = npt.NDArray[np.int32]
+_I16: TypeAlias = npt.NDArray[np.int16]
 _I8: TypeAlias = npt.NDArray[np.int8]
 _U8: TypeAlias = npt.NDArray[np.uint8]
 _Mask: TypeAlias = npt.NDArray[np.bool_] | npt.NDArray[np.uint8]
@@ -68,6 +69,7 @@ class Ops:
         out: _F32,
     ) -> None: ...
     def quantize_int8(self, x: _F32, q: _I8, scales: _F32) -> None: ...
+    def quantize_int15(self, x: _F32, codes: _I16, scales: _F32) -> None: ...
     def linear_mxfp4(
         self,
         x: _F32,

@@ -85,7 +85,8 @@ def linear(
     """``x @ weight.T + bias`` [num_tokens][rows], added to ``add_to`` in place where given.
 
     x [num_tokens][cols], weight [rows][cols] bf16, bias [rows] bf16. ``dense="int8"`` repacks the
-    weights to int8 with a scale every 32 values first, as loading with that option does.
+    weights to int8 with a scale every 32 values first, as loading with that option does, and takes
+    x in 15 bits (`quantize_int15`).
     """
     if dense not in ("bf16", "int8"):
         raise InvalidArgument(f"[linear] dense: expected 'bf16' or 'int8', got {dense!r}")
@@ -103,13 +104,28 @@ def quantize_int8(
 ) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """Blocks of 32 along rows: codes [rows][cols] and scales [rows][cols / 32], x = code * scale.
 
-    The scale is the block's largest magnitude / 127; codes never hold -128; a block that is not
-    finite has scale NaN.
+    The activations of expert products. The scale is the block's largest magnitude / 127; codes
+    never hold -128; a block that is not finite has scale NaN.
     """
     rows, cols = _rows_and_cols("quantize_int8", "x", x)
     codes = np.empty((rows, cols), np.int8)
     scales = np.empty((rows, cols // 32), np.float32)
     _table(isa, threads).quantize_int8(x, codes, scales)
+    return codes, scales
+
+
+def quantize_int15(
+    x: FloatArray, *, isa: str | None = None, threads: int = 0
+) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    """Blocks of 32 along rows: codes [rows][cols] and scales [rows][cols / 32], x = code * scale.
+
+    The activations of dense int8 products. The scale is the block's largest magnitude / 16256
+    (127 * 128), which codes stay within; a block that is not finite has scale NaN.
+    """
+    rows, cols = _rows_and_cols("quantize_int15", "x", x)
+    codes = np.empty((rows, cols), np.int16)
+    scales = np.empty((rows, cols // 32), np.float32)
+    _table(isa, threads).quantize_int15(x, codes, scales)
     return codes, scales
 
 

@@ -245,7 +245,26 @@ def test_int8_codes_are_symmetric_and_within_half_a_step(values: list[float]) ->
     step = float(scales[0])
     # The scale itself is rounded, which matters most at the largest code; a subnormal one more.
     slack = 127 * step * 2.0**-23 + 127 * 2.0**-149
-    assert np.abs(ops.dequantize_int8(codes, scales) - x).max() <= step / 2 + slack
+    assert np.abs(ops.dequantize(codes, scales) - x).max() <= step / 2 + slack
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=32, max_size=32))
+@settings(max_examples=300, deadline=None)
+def test_codes_of_15_bits_are_symmetric_within_half_a_step_and_two_bytes(
+    values: list[float],
+) -> None:
+    x = np.array(values)
+    codes, scales = ops.quantize_int15(x)
+    assert codes.dtype == np.int16
+    np.testing.assert_array_equal(ops.quantize_int15(-x)[0], -codes)
+    step = float(scales[0])
+    slack = 16256 * step * 2.0**-23 + 16256 * 2.0**-149
+    assert np.abs(ops.dequantize(codes, scales) - x).max() <= step / 2 + slack
+    high = (codes.astype(int) + 64) >> 7
+    low = codes - 128 * high
+    assert np.abs(high).max() <= 127
+    assert low.min() >= -64
+    assert low.max() <= 63
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -256,7 +275,7 @@ def test_int8_of_a_block_with_a_non_finite_value_is_nan(bad: float) -> None:
     assert scales[0] == np.float32(1 / 127)
     assert np.isnan(scales[1])
     assert not codes[32:].any()
-    assert np.isnan(ops.linear_int8(x, np.ones((1, 64)), quantize_weight=False)).all()
+    assert np.isnan(ops.linear_int8(x, np.ones((1, 64)), dense=False)).all()
 
 
 def test_softmax_and_its_logarithm_agree_with_torch(rng: np.random.Generator) -> None:

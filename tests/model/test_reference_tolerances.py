@@ -56,14 +56,14 @@ def test_float32_products_stay_within_and_shorter_accumulators_do_not(
         tol.assert_within(expected * (1 + 1e-4), expected, tol.linear_bound(x, w), "scaled")
 
 
-@pytest.mark.parametrize("quantize_weight", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
 def test_int8_and_bf16_products_stay_within_their_bounds_and_use_a_fair_share(
-    quantize_weight: bool, rng: np.random.Generator
+    dense: bool, rng: np.random.Generator
 ) -> None:
     x, w = rng.standard_normal((9, 352)), rng.standard_normal((33, 352))
     expected = ops.linear(x, w)
-    found = ops.linear_int8(x, w, quantize_weight=quantize_weight)
-    bound = tol.int8_linear_bound(x, w, quantized_weight=quantize_weight)
+    found = ops.linear_int8(x, w, dense=dense)
+    bound = tol.int8_linear_bound(x, w, dense=dense)
     tol.assert_within(found, expected, bound, "int8")
     assert np.max(np.abs(found - expected) / bound) > 0.2
     bound = tol.linear_bound(x, w, x_eps=tol.EPS_BF16, weight_eps=tol.EPS_BF16)

@@ -1,4 +1,5 @@
-"""linear: float32 activations times bfloat16 weights, or both in int8 blocks of 32."""
+"""linear: float32 activations times bfloat16 weights, or in blocks of 32 with a scale 15-bit ones
+times int8 weights."""
 
 from __future__ import annotations
 
@@ -31,16 +32,6 @@ from tolerances import assert_within, int8_linear_bound, linear_bound
 DENSE = ("bf16", "int8")
 
 
-def packed(weight: np.ndarray) -> np.ndarray:
-    """What packing leaves of bfloat16 weights: scale = amax / 127 rounded up to bfloat16."""
-    w = reference.bf16_values(weight).astype(np.float32).reshape(len(weight), -1, 32)
-    bits = (np.abs(w).max(axis=-1) / np.float32(127.0)).view(np.uint32)
-    scales = (((bits + np.uint32(0xFFFF)) >> 16) << 16).view(np.float32)[..., None]
-    codes = np.rint(w / np.where(scales > 0, scales, 1.0))
-    values: np.ndarray = codes.astype(np.float64) * scales
-    return values.reshape(len(weight), -1)
-
-
 def check_against_reference(
     found: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dense: str
 ) -> None:
@@ -50,11 +41,12 @@ def check_against_reference(
     if dense == "bf16":
         assert_within(found, expected, linear_bound(x, w, b), "linear")
         return
-    # Near the real product as far as 8 bits allow (weight scales, rounded up to bfloat16, are up to
-    # 2^-7 longer), and near the product of what was quantised as closely as float32 allows.
-    bound = (1.0 + 2.0**-7) * int8_linear_bound(x, w, quantized_weight=True) + linear_bound(x, w, b)
+    # Near the real product as far as the weights' 8 bits allow, and near the product of what was
+    # quantised as closely as float32 allows.
+    bound = int8_linear_bound(x, w, dense=True) + linear_bound(x, w, b)
     assert_within(found, expected, bound, "linear int8")
-    seen, stored = reference.dequantize_int8(*ops.quantize_int8(x, isa="scalar")), packed(weight)
+    seen = reference.dequantize(*ops.quantize_int15(x, isa="scalar"))
+    stored = reference.round_packed(w)
     exact = reference.linear(seen, stored, b)
     assert_within(found, exact, linear_bound(seen, stored, b), "linear int8 as quantised")
 
@@ -221,8 +213,9 @@ def test_linear_int8_weights_that_are_not_finite_give_nan(
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 40, 130])
 def test_linear_int8_does_not_saturate_at_the_extremes(device_isa: str, tokens: int) -> None:
-    # Every code is 127 or -127, so that every pair of products is as large as it can be. Rows and
-    # tokens cover equal signs, opposite signs, and signs that alternate by element and by pair.
+    # Every code is as large as it can be, and so are sums of products: 32 * 127 * 16256 a block, of
+    # which float32 holds all bits. Rows and tokens cover equal signs, opposite signs, and signs
+    # that alternate by element and by pair.
     column = np.arange(96)
     signs = np.stack(
         [
@@ -233,10 +226,34 @@ def test_linear_int8_does_not_saturate_at_the_extremes(device_isa: str, tokens: 
             np.where(column % 8 < 4, 1.0, -1.0),
         ]
     )
-    x = np.resize(signs, (tokens, 96)).astype(np.float32) * np.float32(127.0)
+    x = np.resize(signs, (tokens, 96)).astype(np.float32) * np.float32(16256.0)
     w = np.resize(signs, (41, 96)) * 127.0
     found = ops.linear(x, reference.bf16_bits(w), dense="int8", isa=device_isa, threads=1)
     np.testing.assert_array_equal(found, x.astype(np.float64) @ w.T)
+
+
+@pytest.mark.parametrize("low", [-64, 63])
+@pytest.mark.parametrize("tokens", [1, 2, 5, 40, 130])
+def test_linear_int8_is_exact_where_the_low_bytes_are_extreme(
+    device_isa: str, tokens: int, low: int
+) -> None:
+    x = np.full((tokens, 64), 128 * 126 + low, np.float32)
+    x[::2] *= -1
+    x[:, ::32] = 16256.0  # makes the scales 1
+    w = np.where(np.arange(19 * 64).reshape(19, 64) % 3, 127.0, -127.0)
+    found = ops.linear(x, reference.bf16_bits(w), dense="int8", isa=device_isa, threads=1)
+    exact = x.astype(np.float64) @ w.T
+    assert_within(found, exact, 2.0**-22 * np.abs(exact).max(), "exact integers")
+
+
+def test_linear_int8_loses_to_its_activations_a_hundredth_of_what_its_weights_cost(
+    device_isa: str, rng: np.random.Generator
+) -> None:
+    x, weight = normal(rng, 9, HIDDEN), normal_bf16(rng, 40, HIDDEN)
+    found = ops.linear(x, weight, dense="int8", isa=device_isa, threads=1)
+    stored = reference.round_packed(reference.bf16_values(weight))
+    from_weights = np.linalg.norm(x @ stored.T - reference.linear(x, reference.bf16_values(weight)))
+    assert np.linalg.norm(found - x.astype(np.float64) @ stored.T) < 0.02 * from_weights
 
 
 @pytest.mark.parametrize("tokens", [1, 40])

@@ -49,10 +49,10 @@ def check_against_reference(
     if precision == "float32":
         assert_within(found, expected, linear_bound(x, weight, b), "linear_mxfp4 float32")
         return
-    bound = int8_linear_bound(x, weight, quantized_weight=False) + linear_bound(x, weight, b)
+    bound = int8_linear_bound(x, weight, dense=False) + linear_bound(x, weight, b)
     assert_within(found, expected, bound, "linear_mxfp4")
     # Of the codes that the activations became, the product is as good as float32 allows.
-    seen = reference.dequantize_int8(*ops.quantize_int8(x, isa="scalar"))
+    seen = reference.dequantize(*ops.quantize_int8(x, isa="scalar"))
     exact = reference.linear(seen, weight, b)
     assert_within(found, exact, linear_bound(seen, weight, b), "linear_mxfp4 as quantised")
 

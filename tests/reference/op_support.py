@@ -26,6 +26,7 @@ THREADS = (1, 2, 3)
 POISON_BITS = np.uint32(0x7FDEADBD)
 _POISON: dict[np.dtype[Any], Any] = {
     np.dtype(np.int8): np.int8(-128),
+    np.dtype(np.int16): np.int16(-(2**15)),
     np.dtype(np.int32): np.int32(-(2**31)),
 }
 

@@ -223,6 +223,7 @@ def bf16_values(bits: npt.NDArray[np.uint16]) -> F64:
 
 INT8_BLOCK = 32
 INT8_MAX = 127  # symmetric: -128 is never emitted
+INT15_MAX = 127 * 128
 
 
 def quantize_int8(x: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], F32]:
@@ -232,33 +233,63 @@ def quantize_int8(x: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], F32]:
     block of zeros (or whose scale underflows) has scale 0 and codes 0; a block with a NaN or an
     infinity has scale NaN and codes 0, so that every product with it is NaN.
     """
+    codes, scales = _quantize(x, INT8_MAX)
+    return codes.astype(np.int8), scales
+
+
+def quantize_int15(x: npt.ArrayLike) -> tuple[npt.NDArray[np.int16], F32]:
+    """The same with codes within +-16256, which are 128 times a signed byte plus another."""
+    codes, scales = _quantize(x, INT15_MAX)
+    return codes.astype(np.int16), scales
+
+
+def _quantize(x: npt.ArrayLike, limit: int) -> tuple[F64, F32]:
     blocks = np.asarray(x, dtype=np.float32).astype(np.float64)
     blocks = blocks.reshape(*blocks.shape[:-1], -1, INT8_BLOCK)
     amax = np.abs(blocks).max(axis=-1)
     finite = np.isfinite(amax)
-    scales = np.where(finite, amax / INT8_MAX, np.nan).astype(np.float32)
+    scales = np.where(finite, amax / limit, np.nan).astype(np.float32)
     usable = finite & (scales > 0)
     divisor = np.where(usable, scales, 1.0).astype(np.float64)[..., None]
     codes = np.rint(np.where(usable[..., None], blocks, 0.0) / divisor)
-    codes = np.clip(codes, -INT8_MAX, INT8_MAX).astype(np.int8)
+    codes = np.clip(codes, -limit, limit)
     return codes.reshape(*codes.shape[:-2], -1), scales
 
 
-def dequantize_int8(codes: npt.NDArray[np.int8], scales: F32) -> F64:
-    """Return the values [..., k] of int8 codes [..., k] and their block scales [..., k / 32]."""
+def dequantize(codes: npt.NDArray[np.int8] | npt.NDArray[np.int16], scales: F32) -> F64:
+    """Return the values [..., k] of codes [..., k] and their block scales [..., k / 32]."""
     blocks = codes.astype(np.float64).reshape(*scales.shape, INT8_BLOCK)
     return (blocks * scales.astype(np.float64)[..., None]).reshape(codes.shape)
 
 
 def round_int8(x: npt.ArrayLike) -> F64:
-    """What is left of x after ``quantize_int8``: the activation an int8 product really sees."""
-    return dequantize_int8(*quantize_int8(x))
+    """What is left of x after ``quantize_int8``: the activation an expert product really sees."""
+    return dequantize(*quantize_int8(x))
 
 
-def linear_int8(x: F64, weight: F64, bias: F64 | None = None, *, quantize_weight: bool) -> F64:
-    """``linear`` with int8 activations, and weights too where asked (not for MXFP4 ones): an ideal
-    int8 product, whose integers and float32 scales are exact, summed in float64."""
-    return linear(round_int8(x), round_int8(weight) if quantize_weight else weight, bias)
+def round_int15(x: npt.ArrayLike) -> F64:
+    """What is left of x after ``quantize_int15``: the activation a dense int8 product sees."""
+    return dequantize(*quantize_int15(x))
+
+
+def round_packed(weight: npt.ArrayLike) -> F64:
+    """What packing leaves of dense weights [..., k]: int8 in blocks of 32 with a scale of
+    float32(amax / 127) rounded up to bfloat16."""
+    w = np.asarray(weight, dtype=np.float32)
+    w = w.reshape(*w.shape[:-1], -1, INT8_BLOCK)
+    bits = (np.abs(w).max(axis=-1) / np.float32(INT8_MAX)).view(np.uint32)
+    scales = (((bits + np.uint32(0xFFFF)) >> 16) << 16).view(np.float32).astype(np.float64)
+    codes = np.rint(w / np.where(scales > 0, scales, 1.0)[..., None])
+    return (codes * scales[..., None]).reshape(np.shape(weight))
+
+
+def linear_int8(x: F64, weight: F64, bias: F64 | None = None, *, dense: bool) -> F64:
+    """``linear`` as int8 products compute it, summed in float64: int8 activations and weights as
+    they are (MXFP4), or, dense, 15-bit activations and packed int8 weights. Integers and scales are
+    exact."""
+    if dense:
+        return linear(round_int15(x), round_packed(weight), bias)
+    return linear(round_int8(x), weight, bias)
 
 
 def linear_bf16(x: F64, weight: F64, bias: F64 | None = None) -> F64:

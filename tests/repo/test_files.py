@@ -105,7 +105,7 @@ def kernel_ops() -> set[str]:
     """Ops that have a kernel file, each under the name it has everywhere."""
     files = (ROOT / "csrc" / "cpu" / "kernels").glob("*-inl.h")
     names = {path.name.removesuffix("-inl.h") for path in files} - set(PARTS)
-    keep = {"quantize_int8"}  # the format is what it makes
+    keep = {"quantize_int8", "quantize_int15"}  # the format is what it makes
     return {name if name in keep else SPECIALISATIONS.sub("", name) for name in names}
 
 

@@ -1,9 +1,10 @@
-// What the int8 products share: the activations of a chunk of tokens repacked in groups, the
-// product of a group with one or two tiles of weights, and the epilogue.
+// What the int8 products share: the activations of a group of tokens, the product of a group with
+// one or two tiles of weights, and the epilogue.
 //
 // The arithmetic of an output, whatever the group, tile and share: for each block of 32 along K in
 // order, acc = fma(float(dot) * x_scale, w_scale, acc), dot an exact int32; then + bias.
-// |dot| <= 32 * 127 * 127 < 2^24, so float(dot) is exact too.
+// MXFP4 weights times int8: |dot| <= 32 * 12 * 127 < 2^16, so float(dot) is exact too. Int8 weights
+// times 15 bits: |dot| <= 32 * 127 * 16256 < 2^26, and float(dot) rounds to nearest even.
 #pragma once
 
 #include <cstddef>
@@ -16,15 +17,53 @@ namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
 
 constexpr std::int64_t kTileBlockCodes = kRowTile * kMxBlock;  // bytes of a block's codes in a tile
-// Tokens repacked at a time: weights are decoded, or read from memory, once a chunk. 128 tokens of
-// 2880 inputs are 460 KB, which stay in the second-level cache.
+// Tokens at a time: weights are decoded, or read from memory, once a chunk. 128 tokens of 2880
+// inputs are 460 KB in int8 and 780 KB with 15 bits, which stay in the second-level cache.
 constexpr std::int64_t kTokenChunk = 128;
 // Blocks along K that all groups of a chunk go through before the next blocks: two tiles of them
 // are 18 KB, which stay in the first-level cache.
 constexpr std::int64_t kBlockStep = 16;
 
-// Of one token in one block: 32 bytes of q, the scale, the start of its sums.
-constexpr std::int64_t kTokenBlockBytes = kMxBlock + sizeof(float) + sizeof(std::int32_t);
+// Activations of a group of tokens, from some block on. Of int8, repacked: [block]{codes
+// [size][32], scales [size], where the sums start [size]}.
+struct Int8Tokens {
+  static constexpr std::int64_t kBlockBytes = kMxBlock + sizeof(float) + sizeof(std::int32_t);
+  const std::byte* data;
+
+  // Products of block `index` with the weights of the same block.
+  template <int kTiles, int kTokens, typename Block>
+  GPTOSS_INLINE void dot(const Block& weights, std::int64_t index,
+                         RowInts (&out)[kTiles][kTokens]) const {
+    const std::byte* codes = data + index * kTokens * kBlockBytes;
+    const std::byte* init = codes + kTokens * (kMxBlock + 4);
+    dot_mxfp4_block<kTiles, kTokens>(weights, reinterpret_cast<const std::int8_t*>(codes),
+                                     reinterpret_cast<const std::int32_t*>(init), out);
+  }
+  template <int kTokens>
+  GPTOSS_INLINE float scale(std::int64_t index, int token) const {
+    const std::byte* scales = data + index * kTokens * kBlockBytes + kTokens * kMxBlock;
+    return reinterpret_cast<const float*>(scales)[token];
+  }
+};
+
+// Of 15 bits, rows where they are.
+struct Int15Tokens {
+  const std::int16_t* codes;
+  const float* scales;
+  const std::int32_t* sums;
+  std::int64_t num_blocks;  // a row
+
+  template <int kTiles, int kTokens, typename Block>
+  GPTOSS_INLINE void dot(const Block& weights, std::int64_t index,
+                         RowInts (&out)[kTiles][kTokens]) const {
+    dot_int8_block<kTiles, kTokens>(weights, codes + index * kMxBlock, sums + index, num_blocks,
+                                    out);
+  }
+  template <int kTokens>
+  GPTOSS_INLINE float scale(std::int64_t index, int token) const {
+    return scales[token * num_blocks + index];
+  }
+};
 
 GPTOSS_INLINE std::int64_t align_up(std::int64_t bytes) {
   return (bytes + 63) / 64 * 64;
@@ -32,7 +71,7 @@ GPTOSS_INLINE std::int64_t align_up(std::int64_t bytes) {
 
 // The private memory of one call, cut from the thread's scratch.
 struct Int8Scratch {
-  std::byte* tokens;    // groups: [group][block]{q [size][32], scale [size], init [size]}
+  std::byte* tokens;    // Int8Tokens, group after group
   float* acc;           // [group][tile][size][kRowTile]
   std::uint8_t* panel;  // decoded weights: [kPanelTiles][kBlockStep]{scales, codes}
 };
@@ -43,7 +82,7 @@ constexpr std::int64_t kAccBytes =
     kTokenChunk * kPanelTiles * kRowTile * static_cast<std::int64_t>(sizeof(float));
 
 std::size_t int8_scratch_bytes(std::int64_t cols) {
-  const std::int64_t tokens = kTokenChunk * (cols / kMxBlock) * kTokenBlockBytes;
+  const std::int64_t tokens = kTokenChunk * (cols / kMxBlock) * Int8Tokens::kBlockBytes;
   return static_cast<std::size_t>(64 + align_up(tokens) + kAccBytes +
                                   kPanelTiles * kBlockStep * kDecodedBlockBytes);
 }
@@ -72,43 +111,33 @@ GPTOSS_INLINE TokenGroups token_groups(std::int64_t count) {
   return {count, (count + kTokenGroup - 1) / kTokenGroup};
 }
 
-struct PackTokensArgs {
-  const QuantizedMatrix& x;
-  const std::int32_t* rows;  // of x, or null: first, first + 1, ...
-  std::int64_t first;
-  TokenGroups groups;
-  float scale_factor;  // of x's scales, a power of two
-};
-
-template <bool kMxfp4>
-void pack_tokens(const PackTokensArgs& args, std::byte* out) {
-  const QuantizedMatrix& x = args.x;
+// Rows `rows` of x in groups, for MXFP4: half of its scales, since the weights' codes are doubled.
+void pack_int8_tokens(const Int8Activations& x, const std::int32_t* rows, TokenGroups groups,
+                      std::byte* out) {
+  constexpr std::int64_t kBlockBytes = Int8Tokens::kBlockBytes;
   const std::int64_t num_blocks = x.cols / kMxBlock;
-  for (std::int64_t group = 0; group < args.groups.groups; ++group) {
-    const std::int64_t begin = args.groups.begin(group);
-    const std::int64_t size = args.groups.size(group);
+  for (std::int64_t group = 0; group < groups.groups; ++group) {
+    const std::int64_t begin = groups.begin(group);
+    const std::int64_t size = groups.size(group);
     for (std::int64_t t = 0; t < size; ++t) {
-      const std::int64_t row = args.rows != nullptr ? args.rows[begin + t] : args.first + begin + t;
-      const std::int8_t* q = x.q + row * x.cols;
-      const float* scales = x.scales + row * num_blocks;
-      const std::int32_t* sums = x.sums + row * num_blocks;
-      std::byte* block = out + begin * num_blocks * kTokenBlockBytes;
-      for (std::int64_t b = 0; b < num_blocks; ++b, block += size * kTokenBlockBytes) {
-        const std::int8_t* bytes = q + b * kMxBlock;
-        __builtin_memcpy(block + t * kMxBlock, bytes, kMxBlock);
-        const float scale = scales[b] * args.scale_factor;
-        const std::int32_t init =
-            kMxfp4 ? start_of_mxfp4_dot(bytes, sums[b]) : start_of_int8_dot(bytes, sums[b]);
-        __builtin_memcpy(block + size * kMxBlock + t * 4, &scale, sizeof scale);
-        __builtin_memcpy(block + size * (kMxBlock + 4) + t * 4, &init, sizeof init);
+      const std::int64_t first_block = rows[begin + t] * num_blocks;
+      std::byte* block = out + begin * num_blocks * kBlockBytes;
+      for (std::int64_t b = 0; b < num_blocks; ++b, block += size * kBlockBytes) {
+        const std::int8_t* q = x.q + (first_block + b) * kMxBlock;
+        const float scale = 0.5f * x.scales[first_block + b];
+        const std::int32_t init = start_of_mxfp4_dot(q, x.sums[first_block + b]);
+        std::byte* rest = block + size * kMxBlock;
+        __builtin_memcpy(block + t * kMxBlock, q, kMxBlock);
+        __builtin_memcpy(rest + t * 4, &scale, sizeof scale);
+        __builtin_memcpy(rest + (size + t) * 4, &init, sizeof init);
       }
     }
   }
 }
 
 // acc [kTiles][kTokens][kRowTile] += blocks [0, num_blocks) of `weights` times a group's blocks.
-template <int kTiles, int kTokens, typename Weights>
-void multiply_group(const Weights& weights, const std::byte* tokens, std::int64_t num_blocks,
+template <int kTiles, int kTokens, typename Weights, typename Tokens>
+void multiply_group(const Weights& weights, const Tokens& tokens, std::int64_t num_blocks,
                     float* acc) {
   RowFloats sum[kTiles][kTokens];
 #pragma GCC unroll 2
@@ -118,18 +147,17 @@ void multiply_group(const Weights& weights, const std::byte* tokens, std::int64_
       sum[tile][t] = load_row_floats(acc + (tile * kTokens + t) * kRowTile);
     }
   }
-  for (std::int64_t b = 0; b < num_blocks; ++b, tokens += kTokens * kTokenBlockBytes) {
+  for (std::int64_t b = 0; b < num_blocks; ++b) {
     const auto block = weights.block(b);
-    const auto* x_scale = reinterpret_cast<const float*>(tokens + kTokens * kMxBlock);
-    const auto* init = reinterpret_cast<const std::int32_t*>(x_scale + kTokens);
     RowInts dot[kTiles][kTokens];
-    dot_block<kTiles, kTokens>(block, reinterpret_cast<const std::int8_t*>(tokens), init, dot);
+    tokens.template dot<kTiles, kTokens>(block, b, dot);
 #pragma GCC unroll 2
     for (int tile = 0; tile < kTiles; ++tile) {
       const RowFloats w_scale = block.scale(tile);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        sum[tile][t] = add_scaled_dot(sum[tile][t], dot[tile][t], x_scale[t], w_scale);
+        sum[tile][t] = add_scaled_dot(sum[tile][t], dot[tile][t],
+                                      tokens.template scale<kTokens>(b, t), w_scale);
       }
     }
   }
@@ -143,13 +171,13 @@ void multiply_group(const Weights& weights, const std::byte* tokens, std::int64_
 }
 
 // The same for a group of `size` tokens, 1 to kTokens.
-template <int kTiles, typename Weights, int kTokens = kTokenGroup>
-GPTOSS_INLINE void multiply(const Weights& weights, std::int64_t size, const std::byte* tokens,
+template <int kTiles, int kTokens = kTokenGroup, typename Weights, typename Tokens>
+GPTOSS_INLINE void multiply(const Weights& weights, const Tokens& tokens, std::int64_t size,
                             std::int64_t num_blocks, float* acc) {
   if (size == kTokens) {
     multiply_group<kTiles, kTokens>(weights, tokens, num_blocks, acc);
   } else if constexpr (kTokens > 1) {
-    multiply<kTiles, Weights, kTokens - 1>(weights, size, tokens, num_blocks, acc);
+    multiply<kTiles, kTokens - 1>(weights, tokens, size, num_blocks, acc);
   }
 }
 

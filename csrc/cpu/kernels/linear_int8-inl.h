@@ -1,7 +1,11 @@
-// linear_int8: out [num_tokens][rows] = x [num_tokens][cols] (int8, blocks of 32 with a scale)
-// times packed dense weights [rows][cols] (pack_int8: 8.5 bits a weight), plus bias, stored or
-// added. Reads the weights once for every 128 tokens; 32 multiply-adds an output and block, exact
-// in int32.
+// linear_int8: out [num_tokens][rows] = x [num_tokens][cols] (quantize_int15: blocks of 32 with a
+// scale) times packed dense weights [rows][cols] (pack_int8: 8.5 bits a weight), plus bias, stored
+// or added. Reads the weights once for every 128 tokens; 32 multiply-adds an output and block,
+// exact in int32.
+//
+// Activations of 8 bits would double the error variance of these products. 15 cost AVX-512 twice
+// the dot instructions, two planes of signed bytes; AVX2 nothing, whose byte products saturate and
+// take as many instructions as its int16 ones.
 //
 // Few tokens: one group, tiles stream in order at memory speed. More: all groups of a chunk go
 // through kBlockStep blocks of a pair of tiles while these are in the first-level cache, and fetch
@@ -22,12 +26,14 @@ struct PackedTiles {
   std::int64_t prefetch_distance;  // bytes ahead to fetch; 0: none
 
   struct Block {
-    static constexpr bool kMxfp4 = false;
     const std::uint8_t* data;
     std::int64_t tile_stride;
 
+    GPTOSS_INLINE const std::uint8_t* codes(int tile) const {
+      return data + tile * tile_stride + kPackedScaleBytes;
+    }
     GPTOSS_INLINE RowBytes plane(int tile, int index) const {
-      return load_row_bytes(data + tile * tile_stride + kPackedScaleBytes + index * 4 * kRowTile);
+      return load_row_bytes(codes(tile) + index * 4 * kRowTile);
     }
     GPTOSS_INLINE RowFloats scale(int tile) const {
       return load_row_bf16(reinterpret_cast<const bf16*>(data + tile * tile_stride));
@@ -78,9 +84,12 @@ void linear_int8_panel(const Int8PanelArgs& args) {
           prefetch(weights.data + tile * tile_bytes + step_bytes + from, bytes);
         }
       }
-      multiply<kTiles>(weights, size,
-                       args.scratch.tokens + (begin * num_blocks + b * size) * kTokenBlockBytes,
-                       count, args.scratch.acc + begin * kTokenFloats);
+      const std::int64_t token = args.first_token + begin;
+      const std::int64_t first_block = token * num_blocks + b;
+      const Int15Tokens tokens{linear.x.codes + first_block * kMxBlock,
+                               linear.x.scales + first_block, linear.x.sums + first_block,
+                               num_blocks};
+      multiply<kTiles>(weights, tokens, size, count, args.scratch.acc + begin * kTokenFloats);
     }
   }
 
@@ -104,7 +113,6 @@ void linear_int8(const LinearInt8Args& args, Range rows, std::byte* scratch) {
     const std::int64_t left = args.x.rows - first;
     const TokenGroups groups = token_groups(left < kTokenChunk ? left : kTokenChunk);
     const Int8Scratch space = cut_scratch(scratch);
-    pack_tokens<false>({args.x, nullptr, first, groups, 1.0f}, space.tokens);
     std::int64_t row = rows.begin;
     if (groups.groups > 1) {
       for (; row + (kPanelTiles - 1) * kRowTile < rows.end; row += kPanelTiles * kRowTile) {

@@ -68,7 +68,6 @@ struct MxStream {
   const std::uint8_t* next_tile;  // same bytes of the next tile in memory order
 
   struct Block {
-    static constexpr bool kMxfp4 = true;
     RowBytes codes[4];
     const float* scales;
 
@@ -97,7 +96,6 @@ struct MxPanel {
   const std::uint8_t* data;
 
   struct Block {
-    static constexpr bool kMxfp4 = true;
     const std::uint8_t* data;
 
     GPTOSS_INLINE const std::uint8_t* at(int tile) const {
@@ -165,8 +163,8 @@ void stream_mx_tile(const MxPanelArgs& args) {
     load_scales(tile, b, scales, kRowTile);
     const MxStream weights{tile, b, scales,
                            tile.blocks + kRowTile * tile.num_blocks * kMxBlockBytes};
-    multiply<1>(weights, args.groups.count,
-                args.scratch.tokens + b * args.groups.count * kTokenBlockBytes, count, acc);
+    const Int8Tokens tokens{args.scratch.tokens + b * args.groups.count * Int8Tokens::kBlockBytes};
+    multiply<1>(weights, tokens, args.groups.count, count, acc);
   }
   finish_mx_panel<1>(args);
 }
@@ -185,7 +183,7 @@ GPTOSS_INLINE std::int64_t strip_begin(std::int64_t strip, std::int64_t num_bloc
   return begin + kStripBlocks <= num_blocks ? begin : num_blocks - kStripBlocks;
 }
 
-inline StripToken pack_strips(const QuantizedMatrix& x, std::int64_t row, std::byte* scratch) {
+inline StripToken pack_strips(const Int8Activations& x, std::int64_t row, std::byte* scratch) {
   const std::int64_t num_blocks = x.cols / kMxBlock;
   const std::int64_t num_strips = (num_blocks + kStripBlocks - 1) / kStripBlocks;
   // 116 bytes a block and a few: less than a chunk of tokens takes.
@@ -282,9 +280,10 @@ void multiply_mx_panel(const MxPanelArgs& args) {
            r < kTiles * kRowTile * (group + 1) / groups.groups; ++r) {
         prefetch(ahead + r * num_blocks * kMxBlockBytes, kBlockStep * kMxBlockBytes);
       }
-      multiply<kTiles>(MxPanel{args.scratch.panel}, size,
-                       args.scratch.tokens + (begin * num_blocks + b * size) * kTokenBlockBytes,
-                       count, args.scratch.acc + begin * kTiles * kRowTile);
+      const std::int64_t first_block = begin * num_blocks + b * size;
+      multiply<kTiles>(MxPanel{args.scratch.panel},
+                       Int8Tokens{args.scratch.tokens + first_block * Int8Tokens::kBlockBytes},
+                       size, count, args.scratch.acc + begin * kTiles * kRowTile);
     }
   }
   finish_mx_panel<kTiles>(args);
@@ -302,8 +301,7 @@ void linear_mxfp4_int8(const LinearMxfp4Args& args, Range rows, std::byte* scrat
   for (std::int64_t first = 0; first < args.num_rows; first += kTokenChunk) {
     const std::int64_t left = args.num_rows - first;
     const TokenGroups groups = token_groups(left < kTokenChunk ? left : kTokenChunk);
-    // Half of x's scales, since the codes stand for twice the weights.
-    pack_tokens<true>({args.x, args.x_rows + first, 0, groups, 0.5f}, space.tokens);
+    pack_int8_tokens(args.x, args.x_rows + first, groups, space.tokens);
     std::int64_t row = rows.begin;
     if (groups.groups == 1) {
       for (; row < rows.end; row += kRowTile) {

@@ -1,5 +1,6 @@
 // quantize_int8: float32 [rows][cols] to blocks of 32 int8 with one float32 scale and the sum of
-// the codes; bytes in kernel order (groups of eight as 0 2 4 6 1 3 5 7). Moves 5.25 bytes a value.
+// the codes, the activations of expert products; bytes in kernel order (groups of eight as 0 2 4 6
+// 1 3 5 7). Moves 5.25 bytes a value.
 //
 // scale = amax / 127, q = x / scale rounded to nearest even, within +-127 and never -128. A block
 // of zeros (or whose scale underflows) has scale 0 and codes 0; one with a NaN or an infinity has
@@ -11,7 +12,7 @@
 namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
 
-void quantize_int8(const QuantizeArgs& args, Range rows, Range blocks) {
+void quantize_int8(const QuantizeInt8Args& args, Range rows, Range blocks) {
   const std::int64_t num_blocks = args.out.cols / kMxBlock;
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
     const float* x = args.x.row(row);

@@ -21,6 +21,8 @@ constexpr KernelTable make_table(Isa isa) {
           .rms_norm = rms_norm,
           .linear_bf16 = linear_bf16,
           .quantize_int8 = quantize_int8,
+          .quantize_int15 = quantize_int15,
+          .int15_code = int15_code,
           .packed_int8_bytes = packed_int8_bytes,
           .pack_int8 = pack_int8,
           .linear_int8 = linear_int8,

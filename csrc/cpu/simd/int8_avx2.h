@@ -1,8 +1,7 @@
 // The intrinsics of the int8 kernels on AVX2 with FMA. A lane is an output row: a tile is 8 rows.
 // vpmaddubsw multiplies unsigned by signed bytes and adds pairs in saturating int16: MXFP4 weights
-// carry an offset of 12, so a pair is at most 2 * 24 * 127 = 6096; dense weights go as |w| times x
-// with w's sign, a pair is at most 2 * 127 * 127 = 32258. Nothing saturates as long as no byte is
-// -128, and none is.
+// carry an offset of 12, so a pair is at most 2 * 24 * 127 = 6096 and nothing saturates. Dense
+// weights are widened to int16, activations of 15 bits are int16, and vpmaddwd adds pairs in int32.
 #pragma once
 
 #include <immintrin.h>
@@ -10,6 +9,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "cpu/kernel_table.h"
 #include "cpu/simd/inline.h"
 #include "model/mxfp4.h"
 
@@ -17,12 +17,13 @@ namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
 
 constexpr std::int64_t kRowTile = 8;
-// Tokens of a register block: 6 float and 6 int16 accumulators of 16 registers.
+// Tokens of a register block: 6 float and 6 integer accumulators of 16 registers.
 constexpr int kTokenGroup = 6;
 constexpr int kPanelTiles = 1;
 constexpr int kFloatTokens = 4;
 constexpr std::int32_t kMxfp4Offset = 12;
 constexpr std::int32_t kInt8Offset = 0;
+constexpr std::int64_t kInt8Group = 2;  // codes of a row side by side in a packed block
 
 using RowFloats = __m256;  // one float32 a row
 using RowInts = __m256i;   // one int32 a row
@@ -128,50 +129,53 @@ GPTOSS_INLINE std::int32_t start_of_mxfp4_dot(const std::int8_t* q, std::int32_t
   sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
   return _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-kMxfp4Offset)));
 }
-GPTOSS_INLINE std::int32_t start_of_int8_dot(const std::int8_t*, std::int32_t) {
-  return 0;
+
+// Exact products of a block of MXFP4 weights: kTiles tiles, kTokens tokens. x: [kTokens][32],
+// kernel order; init: [kTokens], where the sums start.
+template <int kTiles, int kTokens, typename Block>
+GPTOSS_INLINE void dot_mxfp4_block(const Block& block, const std::int8_t* x,
+                                   const std::int32_t* init, RowInts (&dot)[kTiles][kTokens]) {
+  static_assert(kTiles == 1);
+  __m256i pairs[kTokens];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) pairs[t] = _mm256_set1_epi32(init[t]);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m256i w = block.plane(0, i);
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+      std::int32_t quad;
+      __builtin_memcpy(&quad, x + t * 32 + i * 4, sizeof quad);
+      const __m256i products = _mm256_maddubs_epi16(w, _mm256_set1_epi32(quad));
+      pairs[t] = _mm256_add_epi16(pairs[t], products);
+      add_in_order(pairs[t]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    dot[0][t] = _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1));
+  }
 }
 
-// Exact products of a block: kTiles tiles, kTokens tokens. x: [kTokens][32], kernel order;
-// init: [kTokens], where the sums start.
+// Exact products of a block of int8 weights and 15-bit activations. x: [kTokens][32], rows of
+// `stride` blocks.
 template <int kTiles, int kTokens, typename Block>
-GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std::int32_t* init,
-                             RowInts (&dot)[kTiles][kTokens]) {
+GPTOSS_INLINE void dot_int8_block(const Block& block, const std::int16_t* x, const std::int32_t*,
+                                  std::int64_t stride, RowInts (&dot)[kTiles][kTokens]) {
   static_assert(kTiles == 1);
-  const __m256i ones = _mm256_set1_epi16(1);
-  const auto quad = [&](int t, int i) __attribute__((always_inline)) {
-    std::int32_t bytes;
-    __builtin_memcpy(&bytes, x + t * 32 + i * 4, sizeof bytes);
-    return _mm256_set1_epi32(bytes);
-  };
-  if constexpr (Block::kMxfp4) {
-    __m256i pairs[kTokens];
 #pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) pairs[t] = _mm256_set1_epi32(init[t]);
+  for (int t = 0; t < kTokens; ++t) dot[0][t] = _mm256_setzero_si256();
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    const auto* bytes = reinterpret_cast<const __m128i*>(block.codes(0) + i * kRowTile * 2);
+    const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const __m256i w = block.plane(0, i);
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(w, quad(t, i)));
-        add_in_order(pairs[t]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) dot[0][t] = _mm256_madd_epi16(pairs[t], ones);
-  } else {
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) dot[0][t] = _mm256_set1_epi32(init[t]);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const __m256i w = block.plane(0, i);
-      const __m256i magnitude = _mm256_abs_epi8(w);
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(quad(t, i), w));
-        dot[0][t] = _mm256_add_epi32(dot[0][t], _mm256_madd_epi16(pairs, ones));
-        add_in_order(dot[0][t]);
-      }
+    for (int t = 0; t < kTokens; ++t) {
+      std::int32_t pair;
+      __builtin_memcpy(&pair, x + t * stride * 32 + i * 2, sizeof pair);
+      const __m256i products = _mm256_madd_epi16(w, _mm256_set1_epi32(pair));
+      dot[0][t] = _mm256_add_epi32(dot[0][t], products);
+      add_in_order(dot[0][t]);
     }
   }
 }
@@ -239,6 +243,12 @@ GPTOSS_INLINE std::uint32_t max_magnitude_bits(const FloatBlock& block) {
   four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0xb1));
   return static_cast<std::uint32_t>(_mm_cvtsi128_si32(four));
 }
+GPTOSS_INLINE std::int32_t add_lanes(__m256i v) {
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+  return _mm_cvtsi128_si32(sum);
+}
 // q = round to nearest even(x / scale) within +-127, in kernel order; returns the sum of q.
 GPTOSS_INLINE std::int32_t quantize_block(const FloatBlock& block, float scale, std::int8_t* q) {
   const __m256 divisor = _mm256_set1_ps(scale);
@@ -256,10 +266,29 @@ GPTOSS_INLINE std::int32_t quantize_block(const FloatBlock& block, float scale, 
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_shuffle_epi8(natural, order));
   const __m256i sums =
       _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), natural), _mm256_set1_epi16(1));
-  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
-  return _mm_cvtsi128_si32(sum);
+  return add_lanes(sums);
+}
+// Codes = round to nearest even(x / scale) within +-16256; returns their sum.
+GPTOSS_INLINE std::int32_t quantize_int15_block(const FloatBlock& block, float scale,
+                                                std::int16_t* out) {
+  const __m256 divisor = _mm256_set1_ps(scale);
+  __m256i sums = _mm256_setzero_si256();
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    // The pack works on halves of 128 bits: quarters come out as a0 b0 a1 b1.
+    const __m256i packed =
+        _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_div_ps(block.v[2 * i], divisor)),
+                           _mm256_cvtps_epi32(_mm256_div_ps(block.v[2 * i + 1], divisor)));
+    __m256i codes = _mm256_permute4x64_epi64(packed, 0xd8);
+    codes = _mm256_min_epi16(codes, _mm256_set1_epi16(kInt15Max));
+    codes = _mm256_max_epi16(codes, _mm256_set1_epi16(-kInt15Max));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 16 * i), codes);
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(codes, _mm256_set1_epi16(1)));
+  }
+  return add_lanes(sums);
+}
+GPTOSS_INLINE std::int16_t int15_code_at(const std::int16_t* block, std::int64_t index) {
+  return block[index];
 }
 
 }  // namespace

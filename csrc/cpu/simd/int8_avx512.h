@@ -1,6 +1,10 @@
 // The intrinsics of the int8 kernels on AVX-512 with VNNI. A lane is an output row: a tile is 16
-// rows. vpdpbusd multiplies unsigned by signed bytes, so a weight is stored with an offset added
-// (12 for MXFP4, 128 for dense) and a block's sum starts at -offset * sum(x); both are exact.
+// rows. vpdpbusd multiplies unsigned by signed bytes and adds four products in int32, so a weight
+// is stored with an offset added (12 for MXFP4, 128 for dense) and a block's sum starts at -offset
+// * sum(x); both are exact.
+//
+// Activations of 15 bits are two signed bytes, code = 128 * high + low: each block is the 32 high
+// ones, then the 32 low ones.
 #pragma once
 
 #include <immintrin.h>
@@ -8,6 +12,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "cpu/kernel_table.h"
 #include "cpu/simd/inline.h"
 #include "model/mxfp4.h"
 
@@ -22,6 +27,7 @@ constexpr int kPanelTiles = 2;
 constexpr int kFloatTokens = 8;  // the same for float32 products: 8 block sums, 8 accumulators
 constexpr std::int32_t kMxfp4Offset = 12;
 constexpr std::int32_t kInt8Offset = 128;
+constexpr std::int64_t kInt8Group = 4;  // codes of a row side by side in a packed block
 
 using RowFloats = __m512;  // one float32 a row
 using RowInts = __m512i;   // one int32 a row
@@ -116,15 +122,12 @@ GPTOSS_INLINE RowFloats decode_scales(RowBytes bytes, int index) {
 GPTOSS_INLINE std::int32_t start_of_mxfp4_dot(const std::int8_t*, std::int32_t sum) {
   return -kMxfp4Offset * sum;
 }
-GPTOSS_INLINE std::int32_t start_of_int8_dot(const std::int8_t*, std::int32_t sum) {
-  return -kInt8Offset * sum;
-}
 
-// Exact products of a block: kTiles tiles, kTokens tokens. x: [kTokens][32], kernel order;
-// init: [kTokens], where the sums start.
+// Exact products of a block of MXFP4 weights: kTiles tiles, kTokens tokens. x: [kTokens][32],
+// kernel order; init: [kTokens], where the sums start.
 template <int kTiles, int kTokens, typename Block>
-GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std::int32_t* init,
-                             RowInts (&dot)[kTiles][kTokens]) {
+GPTOSS_INLINE void dot_mxfp4_block(const Block& block, const std::int8_t* x,
+                                   const std::int32_t* init, RowInts (&dot)[kTiles][kTokens]) {
 #pragma GCC unroll 16
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
@@ -142,6 +145,53 @@ GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std
 #pragma GCC unroll 2
       for (int tile = 0; tile < kTiles; ++tile) {
         dot[tile][t] = _mm512_dpbusd_epi32(dot[tile][t], w[tile], _mm512_set1_epi32(quad));
+      }
+    }
+  }
+}
+
+// Exact products of a block of int8 weights and 15-bit activations. x: [kTokens][32], rows of
+// `stride` blocks; sums: [kTokens], likewise.
+//
+// Of the high bytes first, starting at -sum: shifted by 7 bits that is the correction
+// -128 * sum(code) of both. With weights u = w + 128 up to 255: |sum(u * high) - sum| <=
+// 32 * 255 * 127 + 32 * 16256 < 2^21, and |sum(u * low)| <= 32 * 255 * 64 < 2^19.
+template <int kTiles, int kTokens, typename Block>
+GPTOSS_INLINE void dot_int8_block(const Block& block, const std::int16_t* x,
+                                  const std::int32_t* sums, std::int64_t stride,
+                                  RowInts (&dot)[kTiles][kTokens]) {
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) {
+      dot[tile][t] = _mm512_set1_epi32(-sums[t * stride]);
+    }
+  }
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      RowBytes w[kTiles];
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile) w[tile] = block.plane(tile, i);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        std::int32_t quad;
+        __builtin_memcpy(&quad, x + t * stride * 32 + half * 16 + i * 2, sizeof quad);
+#pragma GCC unroll 2
+        for (int tile = 0; tile < kTiles; ++tile) {
+          dot[tile][t] = _mm512_dpbusd_epi32(dot[tile][t], w[tile], _mm512_set1_epi32(quad));
+        }
+      }
+    }
+    if (half == 1) break;
+    // The weights of two tiles are too many to keep in registers for the low bytes.
+    if constexpr (kTiles > 1) asm("" ::: "memory");
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile) {
+        dot[tile][t] = _mm512_slli_epi32(dot[tile][t], 7);
       }
     }
   }
@@ -227,6 +277,30 @@ GPTOSS_INLINE std::int32_t quantize_block(const FloatBlock& block, float scale, 
   sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
   sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
   return _mm_cvtsi128_si32(sum);
+}
+// Codes = round to nearest even(x / scale) within +-16256; returns their sum.
+GPTOSS_INLINE std::int32_t quantize_int15_block(const FloatBlock& block, float scale,
+                                                std::int16_t* out) {
+  const __m512 divisor = _mm512_set1_ps(scale);
+  auto* bytes = reinterpret_cast<std::int8_t*>(out);
+  __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(block.v[i], divisor));
+    code = _mm512_min_epi32(code, _mm512_set1_epi32(kInt15Max));
+    code = _mm512_max_epi32(code, _mm512_set1_epi32(-kInt15Max));
+    sum = _mm512_add_epi32(sum, code);
+    // high is within +-127, low = code - 128 * high from -64 to 63.
+    const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(64)), 7);
+    const __m512i low = _mm512_sub_epi32(code, _mm512_slli_epi32(high, 7));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + 16 * i), _mm512_cvtepi32_epi8(high));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + 32 + 16 * i), _mm512_cvtepi32_epi8(low));
+  }
+  return _mm512_reduce_add_epi32(sum);
+}
+GPTOSS_INLINE std::int16_t int15_code_at(const std::int16_t* block, std::int64_t index) {
+  const auto* bytes = reinterpret_cast<const std::int8_t*>(block);
+  return static_cast<std::int16_t>(128 * bytes[index] + bytes[32 + index]);
 }
 
 }  // namespace

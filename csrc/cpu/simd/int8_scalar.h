@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "cpu/kernel_table.h"
 #include "cpu/simd/inline.h"
 #include "model/mxfp4.h"
 
@@ -19,6 +20,7 @@ constexpr int kPanelTiles = 1;
 constexpr int kFloatTokens = 4;
 constexpr std::int32_t kMxfp4Offset = 0;
 constexpr std::int32_t kInt8Offset = 0;
+constexpr std::int64_t kInt8Group = 4;  // codes of a row side by side in a packed block
 
 struct RowFloats {
   float v[kRowTile];
@@ -120,15 +122,12 @@ GPTOSS_INLINE RowFloats decode_scales(const RowBytes& bytes, int index) {
 GPTOSS_INLINE std::int32_t start_of_mxfp4_dot(const std::int8_t*, std::int32_t) {
   return 0;
 }
-GPTOSS_INLINE std::int32_t start_of_int8_dot(const std::int8_t*, std::int32_t) {
-  return 0;
-}
 
-// Exact products of a block: kTiles tiles, kTokens tokens. x: [kTokens][32], kernel order;
-// init: [kTokens], where the sums start.
+// Exact products of a block of MXFP4 weights: kTiles tiles, kTokens tokens. x: [kTokens][32],
+// kernel order; init: [kTokens], where the sums start.
 template <int kTiles, int kTokens, typename Block>
-GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std::int32_t* init,
-                             RowInts (&dot)[kTiles][kTokens]) {
+GPTOSS_INLINE void dot_mxfp4_block(const Block& block, const std::int8_t* x,
+                                   const std::int32_t* init, RowInts (&dot)[kTiles][kTokens]) {
   for (int tile = 0; tile < kTiles; ++tile) {
     for (int t = 0; t < kTokens; ++t) {
       for (int r = 0; r < kRowTile; ++r) dot[tile][t].v[r] = init[t];
@@ -137,6 +136,29 @@ GPTOSS_INLINE void dot_block(const Block& block, const std::int8_t* x, const std
       const RowBytes w = block.plane(tile, i);
       for (int t = 0; t < kTokens; ++t) {
         const std::int8_t* quad = x + t * 32 + i * 4;
+        for (int r = 0; r < kRowTile; ++r) {
+          std::int32_t sum = 0;
+          for (int j = 0; j < 4; ++j) sum += static_cast<std::int8_t>(w.v[r][j]) * quad[j];
+          dot[tile][t].v[r] += sum;
+        }
+      }
+    }
+  }
+}
+
+// Exact products of a block of int8 weights and 15-bit activations. x: [kTokens][32], rows of
+// `stride` blocks.
+template <int kTiles, int kTokens, typename Block>
+GPTOSS_INLINE void dot_int8_block(const Block& block, const std::int16_t* x, const std::int32_t*,
+                                  std::int64_t stride, RowInts (&dot)[kTiles][kTokens]) {
+  for (int tile = 0; tile < kTiles; ++tile) {
+    for (int t = 0; t < kTokens; ++t) dot[tile][t] = RowInts{};
+    for (int i = 0; i < 8; ++i) {
+      const RowBytes w = block.plane(tile, i);
+      for (int t = 0; t < kTokens; ++t) {
+        // A copy, or GCC 12 vectorises over tokens and reads a row too many.
+        std::int16_t quad[4];
+        __builtin_memcpy(quad, x + t * stride * 32 + i * 4, sizeof quad);
         for (int r = 0; r < kRowTile; ++r) {
           std::int32_t sum = 0;
           for (int j = 0; j < 4; ++j) sum += static_cast<std::int8_t>(w.v[r][j]) * quad[j];
@@ -194,18 +216,34 @@ GPTOSS_INLINE std::uint32_t max_magnitude_bits(const FloatBlock& block) {
   }
   return largest;
 }
+// Rounded to nearest even, within +-limit; |value| < 2^22.
+GPTOSS_INLINE float round_within(float value, float limit) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bit for a fraction
+  const float rounded = (value + kRound) - kRound;
+  return rounded > limit ? limit : rounded < -limit ? -limit : rounded;
+}
 // q = round to nearest even(x / scale) within +-127, in kernel order; returns the sum of q.
 GPTOSS_INLINE std::int32_t quantize_block(const FloatBlock& block, float scale, std::int8_t* q) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bit for a fraction
   std::int32_t sum = 0;
   for (int i = 0; i < 32; ++i) {
-    const float rounded = (block.v[i] / scale + kRound) - kRound;
-    const float clamped = rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded;
-    const auto value = static_cast<std::int8_t>(clamped);
+    const auto value = static_cast<std::int8_t>(round_within(block.v[i] / scale, 127.0f));
     q[(i & ~7) + (i & 1) * 4 + (i & 7) / 2] = value;
     sum += value;
   }
   return sum;
+}
+// Codes = round to nearest even(x / scale) within +-16256; returns their sum.
+GPTOSS_INLINE std::int32_t quantize_int15_block(const FloatBlock& block, float scale,
+                                                std::int16_t* out) {
+  std::int32_t sum = 0;
+  for (int i = 0; i < 32; ++i) {
+    out[i] = static_cast<std::int16_t>(round_within(block.v[i] / scale, kInt15Max));
+    sum += out[i];
+  }
+  return sum;
+}
+GPTOSS_INLINE std::int16_t int15_code_at(const std::int16_t* block, std::int64_t index) {
+  return block[index];
 }
 
 }  // namespace
