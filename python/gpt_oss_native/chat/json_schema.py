@@ -49,7 +49,7 @@ def _check(value: Any, schema: Any, root: Any, path: str, depth: int) -> Iterato
         if members:
             tried = [list(_check(value, member, root, path, depth + 1)) for member in members]
             if all(tried):
-                yield from min(tried, key=len)
+                yield " or ".join(found[0] for found in tried)
     if isinstance(value, dict):
         yield from _check_object(value, schema, root, path, depth)
     elif isinstance(value, list):

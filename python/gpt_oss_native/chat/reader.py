@@ -33,8 +33,8 @@ class TurnReader:
         self.num_whole = 0  # of messages; one more may be what was left of a header cut short
         self.stopped = False  # by a stop string
         self.finished = False
-        self.text_tokens = 0  # of the message under way, its header left out
-        self.opened = False  # the last token began the text of a message
+        self.in_text = False  # a text is under way
+        self.opened = False  # the last token began it
 
     @property
     def channel(self) -> str | None:
@@ -47,19 +47,13 @@ class TurnReader:
         recipient = self._parser.current_recipient
         return None if recipient == "all" else recipient
 
-    @property
-    def in_text(self) -> bool:
-        """Whether a text is under way."""
-        return self._parser.state is self._content
-
     def push(self, token: int) -> list[Event]:
         """The events that `token` brings."""
         parser = self._parser
-        before = parser.state
         parser.process(token)
         self.tokens.append(token)
-        self.opened = before is self._header and self.in_text
-        self.text_tokens = 0 if self.opened else self.text_tokens + 1
+        before, self.in_text = self.in_text, parser.state is self._content
+        self.opened = self.in_text and not before
         delta = parser.last_content_delta
         if delta is None:
             return self._finished_messages()
@@ -76,6 +70,7 @@ class TurnReader:
         self.messages = self._parser.messages
         self._num_messages = len(self.messages)
         self._sent = 0
+        self.in_text = False
 
     def finish(self) -> list[Event]:
         """No more tokens: the events of what was under way."""

@@ -29,6 +29,7 @@ Mask = npt.NDArray[np.bool_] | npt.NDArray[np.uint8] | None
 
 #: Longest cycle, in tokens, that the loop guard sees.
 LONGEST_CYCLE: Final = 64
+_LOOK_EVERY: Final = 16
 _CHANNELS: Final = ("analysis", "commentary", "final")
 
 
@@ -93,6 +94,8 @@ class Steering:
         self._reasoned = 0  # tokens of reasoning so far
         self._thought = False  # a message was finished in this turn
         self._spent = max_reasoning_tokens == 0  # no more reasoning
+        self._thinking = False  # a text of reasoning is under way
+        self._ends = (rules.encoding.end, rules.encoding.call)
         self._forced: list[int] = []
         self._cursor: GrammarCursor | None = None
         self._matcher: Matcher | None = None
@@ -103,11 +106,14 @@ class Steering:
         """A generation begins, after ``<|start|>assistant``."""
         self._forced.clear()
         self._matcher = None
+        self._thinking = False
         self.out_of_calls = False
         if self._cycle is not None:
             self._cycle.reset()
         if self._rules.mask_headers:
             self._cursor = self._grammar(after_call=False).cursor()
+        elif self._spent:
+            self._forced = self._encode("<|channel|>final<|message|>")
 
     def mask(self) -> Mask:
         """Which tokens may come next, packed bits; None where every token may."""
@@ -127,29 +133,30 @@ class Steering:
         """Takes a token that the reader has taken before."""
         if self._cursor is not None:
             self._cursor.accept(token)
-        reader = self._reader
-        if reader.opened:
-            self._matcher = self._rules.matchers(reader.channel, reader.recipient)
-        elif self._matcher is not None:
-            self._matcher.accept(token)
-        looping = self._cycle is not None and self._cycle.push(token)
         if self._forced:
             self._forced.pop(0)
-        if not reader.in_text:
+        reader = self._reader
+        looping = self._cycle is not None and self._cycle.push(token)
+        if reader.opened:
+            channel, recipient = reader.channel, reader.recipient
+            self._matcher = self._rules.matchers(channel, recipient)
+            self._thinking = channel == "analysis" and recipient is None
+        elif not reader.in_text:
             self._matcher = None
-            if token in (self._rules.encoding.end, self._rules.encoding.call):
+            self._thinking = False
+            if token in self._ends:
                 self._message_ended()
             return
-        thinking = reader.channel == "analysis" and reader.recipient is None
-        if thinking and not reader.opened:
+        elif self._thinking:
             self._reasoned += 1
-        over = self._budget is not None and self._reasoned >= self._budget
+        elif self._matcher is not None:
+            self._matcher.accept(token)
         if self._forced:
             return
-        if thinking and (over or looping):
+        if not self._thinking:
+            self.looping = looping
+        elif looping or (self._budget is not None and self._reasoned >= self._budget):
             self._close_reasoning()
-        elif looping:
-            self.looping = True
 
     def _message_ended(self) -> None:
         messages = self._reader.messages
@@ -169,7 +176,10 @@ class Steering:
         if self._cycle is not None:
             self._cycle.reset()
         rest = "" if self._rules.mask_headers else "<|start|>assistant<|channel|>final<|message|>"
-        self._forced = self._rules.encoding.encode(f"<|end|>{rest}", allowed_special="all")
+        self._forced = self._encode(f"<|end|>{rest}")
+
+    def _encode(self, text: str) -> list[int]:
+        return self._rules.encoding.encode(text, allowed_special="all")
 
     def _grammar(self, *, after_call: bool) -> HeaderGrammar:
         """What the next message may be. After a call without its ``<|call|>`` that is a call."""
@@ -187,30 +197,24 @@ class Steering:
 
 
 class CycleCounter:
-    """Counts how long the last tokens repeat themselves with any period up to `LONGEST_CYCLE`."""
-
-    _SIZE = 4096
+    """Sees when the last tokens are one cycle of up to `LONGEST_CYCLE` over and over."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._recent = np.empty(self._SIZE, dtype=np.int64)
-        self._runs = np.empty(LONGEST_CYCLE, dtype=np.int64)
-        self.reset()
+        self._recent: list[int] = []
 
     def reset(self) -> None:
         """Forgets what came."""
-        self._recent[:LONGEST_CYCLE] = -1
-        self._end = LONGEST_CYCLE
-        self._runs[:] = 0  # how many of the last tokens equal the one so many before, from 1
+        self._recent.clear()
 
     def push(self, token: int) -> bool:
-        """Whether the last ``limit`` tokens, this one included, repeat a cycle."""
-        if self._end == self._SIZE:
-            self._recent[:LONGEST_CYCLE] = self._recent[-LONGEST_CYCLE:]
-            self._end = LONGEST_CYCLE
-        same = self._recent[self._end - LONGEST_CYCLE : self._end][::-1] == token
-        self._recent[self._end] = token
-        self._end += 1
-        self._runs += 1
-        self._runs *= same
-        return bool(self._runs.max() >= self._limit)
+        """Whether the last ``limit`` tokens repeat a cycle; looked at every few tokens."""
+        recent = self._recent
+        recent.append(token)
+        if len(recent) < self._limit or len(recent) % _LOOK_EVERY:
+            return False
+        recent = self._recent = recent[-self._limit :]
+        return any(
+            recent[-1 - period] == token and recent[period:] == recent[:-period]
+            for period in range(1, min(LONGEST_CYCLE, self._limit // 2) + 1)
+        )

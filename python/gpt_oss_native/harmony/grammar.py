@@ -62,7 +62,7 @@ class HeaderGrammar:
         roles: who may write a message after ``<|end|>``.
         vocab_size: length of the masks, the model's vocabulary; by default the tokenizer's.
         packed: masks as bits, eight tokens a byte, least significant first, instead of bools.
-        guard_content: also mask the texts: no header tokens inside them, ``<|call|>`` only for
+        guard_content: also mask the texts: no special tokens inside them, ``<|call|>`` only for
             calls, ``<|return|>`` only on the final channel. Otherwise text is not masked, and a
             header token inside it begins a header, as the parser reads it.
 
@@ -274,8 +274,10 @@ class HeaderGrammar:
     def _text_mask(self, node: _Node) -> TokenMask:
         mask = np.ones(self.vocab_size, dtype=np.bool_)
         encoding = self.encoding
-        for token in (*self._stray, encoding.message, encoding.constrain):
-            mask[token] = token in node.specials
+        for token, text in encoding.special_ids.items():
+            answer = text == "<|endoftext|>" and encoding.return_ in node.specials
+            if token < self.vocab_size:
+                mask[token] = token in node.specials or answer
         return self._finish_mask(mask)
 
     def _finish_mask(self, mask: NDArray[np.bool_]) -> TokenMask:
