@@ -1,0 +1,19 @@
+"""An answer that follows a JSON schema, reasoning before it free (extra ``grammar``).
+
+python examples/structured.py
+"""
+
+import gpt_oss_native as gon
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"result": {"type": "integer"}},
+    "required": ["result"],
+    "additionalProperties": False,
+}
+
+with gon.Model.load("nano") as model:
+    chat = model.chat(response_format=SCHEMA, sampling=gon.Sampling(temperature=0))
+    reply = chat.ask("What is 57 + 68?")
+    print(reply.analysis)
+    print(reply.parsed)
