@@ -111,7 +111,9 @@ def _tokenizer(encoding: HarmonyEncoding, vocab_size: int) -> Any:
     with _building:
         found = _tokenizers.setdefault(encoding.tokenizer, {})
         if vocab_size not in found:
+            # The published tokenizer names one id more than the model has.
+            size = max(vocab_size, encoding.vocab_size)
             found[vocab_size] = lltokenizer_from_encoding(
-                encoding.tokenizer, n_vocab=vocab_size, eos_token=encoding.return_
+                encoding.tokenizer, n_vocab=size, eos_token=encoding.return_
             )
         return found[vocab_size]

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("gpt_oss_native._core")
 
-from gpt_oss_native import InvalidArgument, Model
+from gpt_oss_native import InvalidArgument, Model, Sampling
 from gpt_oss_native.chat import Chat, Delta, Done, ToolCall, ToolResult
 from gpt_oss_native.harmony import Message, Role, ToolNamespaceConfig
 from reference.scripted_chat import ScriptedModel, answer
@@ -134,6 +135,27 @@ def test_with_keep_reasoning_twenty_turns_with_ten_calls_forward_nothing_twice(
     text = model.harmony.decode(chat.session.tokens)
     assert text.count("analysis<|message|>") == 30
     assert text.count("<|call|>") == 10
+
+
+@pytest.mark.parametrize("num_calls", [11, 12, 20])
+def test_a_turn_of_many_calls_is_forwarded_again_from_its_begin_only(
+    scripted: ScriptedChat, num_calls: int
+) -> None:
+    """A session keeps 16 marks; the place where such a turn began is not lost with them."""
+    thought = " ".join(str(number) for number in range(30))
+    calls = [call('{"key":"a"}', thought=thought)] * num_calls
+    before = answer("x", "y")
+    chat, model = scripted(before, *calls, before, before, tools=[lookup])
+    chat.ask("warm up")
+    begin = chat.ask("find").usage.prompt_tokens
+    usage = chat.ask("on").usage
+    assert usage.cached_tokens == begin
+    assert model.forwarded[-1] == usage.prompt_tokens - begin
+    with model.model.session() as fresh:  # the fork holds what a fresh session would
+        tokens = chat.session.tokens
+        expected = fresh.forward(tokens)
+    chat.session.rewind(len(tokens) - 1)
+    assert np.array_equal(chat.session.forward(tokens[-1:]), expected)
 
 
 @pytest.mark.parametrize(
@@ -380,3 +402,19 @@ def test_cancelling_astream_stops_a_tool_and_keeps_the_chat_usable(scripted: Scr
     begin = time.monotonic()
     assert asyncio.run(ask()).final == "7"
     assert time.monotonic() - begin < 5  # the tool was not waited for
+
+
+def test_whatever_the_model_writes_the_turn_ends_and_the_chat_goes_on(nano: Model) -> None:
+    """Nearly random text, headers unmasked: broken calls, wrong names, tokens of every kind."""
+    results = 0
+    for seed in range(40):
+        options = {"mask_headers": seed % 2 == 1, "max_tool_calls": 3, "max_new_tokens": 80}
+        sampling = Sampling(temperature=1.5 + seed % 4, seed=seed)
+        with Chat(nano, tools=[lookup], sampling=sampling, **options) as chat:  # type: ignore[arg-type]
+            for question in ("Find abc.", "What is the value of x?"):
+                reply = chat.ask(question)
+                results += len(reply.tool_results)
+                assert reply.usage.completion_tokens == len(reply.tokens) <= 80
+                assert len(reply.tool_results) <= 3
+            assert chat.session.tokens[: len(chat._opening.tokens)] == chat._opening.tokens
+    assert results > 0

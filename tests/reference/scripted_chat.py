@@ -32,6 +32,10 @@ class ScriptedSession:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
+    def fork(self) -> ScriptedSession:
+        """A fork that follows the same script."""
+        return ScriptedSession(self.inner.fork(), self.model)
+
     def generate(
         self,
         tokens: list[int],

@@ -18,7 +18,7 @@ from .events import Delta, Done, Event, Reply, ToolCall, ToolResult
 from .opening import Opening
 from .reader import TurnReader, kept_tokens, stop_strings
 from .toolbox import result_message
-from .turn import Turn, TurnOptions
+from .turn import Turn, TurnOptions, common_prefix
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -128,7 +128,7 @@ class Chat:
     @property
     def session(self) -> Session:
         """The session underneath, with the exact tokens; the last turn's reasoning leaves it at the
-        next question."""
+        next question. After a turn of a dozen calls that may be another session."""
         return self._session
 
     @property
@@ -180,6 +180,7 @@ class Chat:
                 f"question it has {len(prompt)} tokens and its context "
                 f"{self._session.max_tokens}; ask less at once or begin another chat"
             )
+        self._go_back_to_anchor(prompt)
         self._turn = Turn(
             self._session,
             self._opening.rules,
@@ -251,6 +252,8 @@ class Chat:
     def close(self) -> None:
         """Releases the session; later questions raise InvalidArgument."""
         self._end_running()
+        if self._turn is not None and self._turn.anchor is not None:
+            self._turn.anchor.close()
         self._session.close()
 
     def __enter__(self) -> Chat:
@@ -306,6 +309,19 @@ class Chat:
                 "[chat] expected one question at a time, another thread's is being answered; "
                 "use one chat a thread"
             ) from None
+
+    def _go_back_to_anchor(self, prompt: list[int]) -> None:
+        """Takes the fork that a turn of many calls left at its begin, where the session itself
+        would have to forward more again."""
+        anchor = None if self._turn is None else self._turn.anchor
+        if self._turn is None or anchor is None:
+            return
+        self._turn.anchor = None
+        shared = common_prefix(self._session.tokens, prompt)
+        reached = max((mark for mark in self._session.marks if mark <= shared), default=0)
+        if shared < self._session.position and reached < anchor.position <= shared:
+            self._session, anchor = anchor, self._session
+        anchor.close()
 
     def _run(self, turn: Turn, results: Sequence[Message], earlier: int) -> Iterator[Event]:
         try:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Tokens that a result leaves for what the model writes after it.
 _ROOM = 64
+# A session keeps 16 marks, one for each generation; before the turn's first is dropped, a fork is
+# left there, which shares what it holds.
+_GENERATIONS_BEFORE_ANCHOR = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ class Turn:
         self.prompt = prompt
         self.cancelled = threading.Event()
         self.due: list[Message] = []  # calls whose results the caller must give
+        self.anchor: Session | None = None  # a fork where the turn began, in a turn of many calls
         self.reader = TurnReader(rules.encoding, stop=options.stop)
         self._session = session
         self._encoding = rules.encoding
@@ -82,6 +86,7 @@ class Turn:
         self._sampled: list[int] = []
         self._logprobs: list[Token] = []
         self._num_calls = 0
+        self._num_generations = 0
         self._tool_tokens = 0
         self._tools_s = 0.0
         self._cached = 0
@@ -114,7 +119,7 @@ class Turn:
     def _open(self) -> list[int]:
         """Takes the session back to what it has in common with the prompt; returns the rest."""
         session = self._session
-        shared = _common_prefix(session.tokens, self.prompt)
+        shared = common_prefix(session.tokens, self.prompt)
         if shared < session.position:
             session.rewind(shared)
         self._cached = min(session.cached, shared)
@@ -127,6 +132,10 @@ class Turn:
             return "length"
         reader, steering, options = self.reader, self._steering, self._options
         steering.begin()
+        self._num_generations += 1
+        if self._num_generations == _GENERATIONS_BEFORE_ANCHOR:
+            self.anchor = self._session.fork()
+            self.anchor.rewind(len(self.prompt))
         generation = self._session.generate(
             tokens,
             options.sampling,
@@ -241,7 +250,7 @@ def _call_of(result: Any) -> Any:
     return call
 
 
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens both begin with."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
