@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -51,6 +53,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", parse_qs(urlsplit(self.path).query)["to"][0])
             self.end_headers()
+            return
+        if path == "/drip":
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(1000):
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
             return
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -124,6 +134,12 @@ def test_pages_are_read_in_their_character_set_and_links_are_absolute(server: st
     assert web.fetch(f"{server}/odd").text.endswith("é")
     small = Web(NoSearch(), allow_private=True, max_bytes=100)
     assert small.fetch(f"{server}/large").text.count("x") == 100
+
+
+def test_a_server_that_drips_is_left(server: str) -> None:
+    web = Web(NoSearch(), allow_private=True, total_s=0.1)
+    with pytest.raises(BrowserError, match=r"within 0\.1 s"):
+        web.fetch(f"{server}/drip")
 
 
 @pytest.mark.parametrize(

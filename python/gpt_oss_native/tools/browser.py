@@ -248,8 +248,10 @@ def _matches(page: Page, pattern: str) -> Page:
     # Words may be parted by any blanks, since lines were broken at some of them.
     wanted = re.compile(r"\s+".join(map(re.escape, pattern.split())), re.IGNORECASE)
     starts: list[int] = []
+    line = counted = 0
     for match in wanted.finditer(text):
-        line = text.count("\n", 0, match.start())
+        line += text.count("\n", counted, match.start())
+        counted = match.start()
         if not starts or line >= starts[-1] + _FOUND_LINES:
             starts.append(line)
         if len(starts) == _MAX_FOUND:

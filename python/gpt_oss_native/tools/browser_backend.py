@@ -6,6 +6,7 @@ import http.client
 import ipaddress
 import json
 import socket
+import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,12 +117,14 @@ class Web:
         *,
         allow_private: bool = False,
         timeout_s: float = 20.0,
+        total_s: float = 60.0,
         max_bytes: int = 8 * 2**20,
     ) -> None:
-        """A backend over ``search``; ``timeout_s`` is for each step of a connection, ``max_bytes``
-        the most that is read of a page."""
+        """A backend over ``search``; ``timeout_s`` is for each step of a connection, ``total_s``
+        for all of a page, ``max_bytes`` the most that is read of it."""
         self._search = search
         self._timeout_s = timeout_s
+        self._total_s = total_s
         self._max_bytes = max_bytes
         handlers: list[urllib.request.BaseHandler] = [_PublicHttp(), _PublicHttps()]
         if allow_private:
@@ -157,11 +160,24 @@ class Web:
                 quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": _AGENT}
             )
             with self._opener.open(request, timeout=self._timeout_s) as response:
-                data = response.read(self._max_bytes)
+                data = self._read(response)
                 headers, final = response.headers, response.geturl()
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise BrowserError(f"[browser.open] {url[:500]}: {error}") from error
         return _page(data, headers, final, view_source=view_source)
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        """The beginning of a page; raises OSError when a server takes too long over it."""
+        deadline = time.monotonic() + self._total_s
+        data = bytearray()
+        while len(data) < self._max_bytes:
+            if time.monotonic() > deadline:
+                raise OSError(f"expected the page within {self._total_s:g} s, it was not complete")
+            piece = response.read1(min(65_536, self._max_bytes - len(data)))
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
 
 
 def _scheme(url: str) -> str | None:

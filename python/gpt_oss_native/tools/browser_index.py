@@ -111,7 +111,9 @@ class LocalFiles:
     def _allowed(self, path: Path) -> bool:
         """Whether a resolved path is in a folder, under names that are text and do not begin with
         a dot."""
-        if not str(path).isprintable():  # such as bytes that are not UTF-8
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # bytes that are not UTF-8
             return False
         for root in self._roots:
             if path == root:

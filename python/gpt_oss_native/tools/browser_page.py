@@ -138,7 +138,8 @@ class _Reader(HTMLParser):
         self._host = host_of(url)
         self._numbers: dict[str, int] = {}
         self._parts: list[str] = []
-        self._skipping: list[str] = []
+        self._skipping = ""  # the element that is left out, and how deep we are in such elements
+        self._depth = 0
         self._in_title = False
         self._preformatted = 0
         self._link: tuple[str, list[str]] | None = None  # address, and the text so far
@@ -153,8 +154,9 @@ class _Reader(HTMLParser):
         self._in_title = tag == "title" and not self.title and not self._skipping
         if tag == "base" and (base := dict(attrs).get("href")):
             self._base = self._absolute(base) or self._base
-        if tag in _SKIPPED:
-            self._skipping.append(tag)
+        if tag in _SKIPPED and self._skipping in ("", tag):
+            self._skipping = tag
+            self._depth += 1
         if self._skipping:
             return
         if tag == "a" and (target := dict(attrs).get("href")):
@@ -174,11 +176,19 @@ class _Reader(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "title":
             self._in_title = False
-        if tag in self._skipping:
-            del self._skipping[self._skipping.index(tag) :]
-            return
-        if self._skipping or tag in _VOID:
-            return
+        if tag == self._skipping:
+            self._depth -= 1
+            self._skipping = tag if self._depth else ""
+        elif not self._skipping and tag not in _VOID:
+            self._end(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self.title += data
+        elif not self._skipping:
+            self._write(data)
+
+    def _end(self, tag: str) -> None:
         if tag == "a":
             self._end_link()
         elif tag == "pre":
@@ -188,12 +198,6 @@ class _Reader(HTMLParser):
             self._put("\n\n")
         elif tag in _LINES:
             self._put("\n")
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title += data
-        elif not self._skipping:
-            self._write(data)
 
     def _break(self, tag: str) -> None:
         if tag in _HEADINGS:
