@@ -239,6 +239,16 @@ def test_what_does_not_fit_is_said_and_changes_nothing(
     assert snapshot(root) == before
 
 
+def test_a_closed_tool_says_so(root: Path) -> None:
+    tool = ApplyPatchTool(root)
+    tool.close()
+    tool.close()
+    with pytest.raises(PatchError, match="the tool was closed"):
+        tool.apply(patch("*** Add File: a", "+x"))
+    with pytest.raises(PatchError, match="expected a directory"):
+        ApplyPatchTool(root / "absent")
+
+
 def test_an_unfinished_patch_is_refused(tool: ApplyPatchTool) -> None:
     with pytest.raises(PatchError, match="may have been cut off"):
         tool.apply("*** Begin Patch\n*** Add File: a\n+x")
@@ -290,6 +300,9 @@ def test_random_edits_written_as_patches_give_the_exact_file(
             continue
         # One line without an end does not say which newline the file has.
         end = rng.choice([newline, ""]) if count > 1 else newline
+        # Copied with other blanks, the lines still name their places: the file's own are kept.
+        worn = rng.choice([str, str.rstrip, str.strip])
+        lines = [line[0] + worn(line[1:]) if line[0] in " -" else line for line in lines]
         (root / "f").write_bytes((newline.join(old) + end).encode())
         tool.apply(patch("*** Update File: f", *lines))
         expected = newline.join(new) + end if new else ""

@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import stat
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class ConfinedRoot:
         self._max_file_bytes = max_file_bytes
         try:
             self._fd = os.open(self.path, _DIRECTORY)
+            self._release = weakref.finalize(self, os.close, self._fd)
         except OSError as error:
             raise PatchError(
                 f"[apply_patch] expected a directory, got {str(root)!r}: {error.strerror}"
@@ -60,9 +62,8 @@ class ConfinedRoot:
 
     def close(self) -> None:
         """Gives the descriptor back; nothing can be read or written afterwards."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._fd = -1
+        self._release()
 
     def components(self, path: str) -> Path_:
         """The checked components of a relative path. Raises PatchError for any other path."""
@@ -282,6 +283,7 @@ def _refused(name: str, error: OSError) -> PatchError:
         errno.EISDIR: "it is a directory",
         errno.EEXIST: "it exists already; use '*** Update File: '",
         errno.EACCES: "permission denied",
+        errno.EBADF: "the tool was closed",
         errno.ENXIO: "it is not a regular file",
     }
     reason = reasons.get(error.errno or 0, error.strerror or str(error))

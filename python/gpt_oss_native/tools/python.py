@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -16,6 +17,8 @@ from .output import CutOutput, plain
 from .python_process import ProcessDied, ProcessOptions, PythonProcess
 
 __all__ = ["PythonTool"]
+
+_log = logging.getLogger(__name__)
 
 _TRAINED_TIMEOUT: Final = "120.0 seconds"
 _FENCED: Final = re.compile(r"\s*```[A-Za-z0-9]*\n(.*?)\n?```\s*", re.DOTALL)
@@ -31,7 +34,7 @@ class PythonTool:
       not stop, the process is ended and the next call starts a fresh one. Likewise after a crash.
     - Network: off where the system allows user namespaces (``unshare``), with a loopback of its
       own; Unix sockets in the file system stay in reach. `describe` says whether it is off, and
-      why not where it is not.
+      why not where it is not, which is logged as a warning too.
     - Environment: only PATH, HOME and the like are passed on, no keys or tokens.
     - Files are **not** kept apart: code reads and writes whatever this user may. For code that
       you do not trust, run the whole program in a container or a virtual machine.
@@ -167,6 +170,8 @@ class PythonTool:
     def _running(self) -> PythonProcess:
         if self._process is None or self._process.pid is None:
             self._process = PythonProcess(self._options)
+            if self._process.network and not self._options.network:
+                _log.warning("the python tool reaches the network: %s", self._process.network)
         return self._process
 
     def _end(self) -> None:
