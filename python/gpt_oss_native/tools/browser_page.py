@@ -7,15 +7,15 @@ page can forge neither a link nor a citation.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from html.parser import HTMLParser
 from itertools import accumulate
 from typing import Final
 from urllib.parse import urldefrag, urljoin, urlsplit
+
+from .html_tokens import Token, tokens
 
 __all__ = ["Page", "page_from_html", "page_from_text"]
 
@@ -82,8 +82,7 @@ def page_from_text(text: str, *, url: str, title: str) -> Page:
 def page_from_html(source: str, *, url: str, title: str | None = None) -> Page:
     """A page of an HTML document, however malformed. ``title`` is used where it has none."""
     reader = _Reader(url)
-    reader.feed(source)
-    reader.close()
+    reader.read(source)
     found = clean(_SPACE.sub(" ", reader.title).strip()) or title or url
     return Page(url, found, f"\nURL: {url}\n\n{reader.text()}", reader.links)
 
@@ -127,11 +126,10 @@ def _wrap(line: str) -> list[str]:
     return [*parts, line[start:]]
 
 
-class _Reader(HTMLParser):
+class _Reader:
     """Collects text in blocks, and links."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(convert_charrefs=True)
         self.title = ""
         self.links: dict[int, str] = {}
         self._base = url
@@ -150,21 +148,34 @@ class _Reader(HTMLParser):
         lines = [line.rstrip() for line in "".join(self._parts).split("\n")]
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def read(self, source: str) -> None:
+        """Takes a whole document."""
+        for token in tokens(source):
+            if token.kind == "start":
+                self._start(token)
+            elif token.kind == "end":
+                self._close(token.value)
+            elif self._in_title:
+                self.title += token.value
+            elif not self._skipping:
+                self._write(token.value)
+
+    def _start(self, token: Token) -> None:
+        tag = token.value
         self._in_title = tag == "title" and not self.title and not self._skipping
-        if tag == "base" and (base := dict(attrs).get("href")):
+        if tag == "base" and (base := token.attribute("href")):
             self._base = self._absolute(base) or self._base
         if tag in _SKIPPED and self._skipping in ("", tag):
             self._skipping = tag
             self._depth += 1
         if self._skipping:
             return
-        if tag == "a" and (target := dict(attrs).get("href")):
+        if tag == "a" and (target := token.attribute("href")):
             self._end_link()
             if (address := self._absolute(target)) is not None:
                 self._link = (address, [])
         elif tag == "img":
-            if name := (dict(attrs).get("alt") or "").strip():
+            if name := (token.attribute("alt") or "").strip():
                 self._write(f"[Image: {name}]")
         elif tag in ("td", "th"):
             self._write(" | ")
@@ -173,7 +184,7 @@ class _Reader(HTMLParser):
         if tag == "pre":
             self._preformatted += 1
 
-    def handle_endtag(self, tag: str) -> None:
+    def _close(self, tag: str) -> None:
         if tag == "title":
             self._in_title = False
         if tag == self._skipping:
@@ -181,12 +192,6 @@ class _Reader(HTMLParser):
             self._skipping = tag if self._depth else ""
         elif not self._skipping and tag not in _VOID:
             self._end(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title += data
-        elif not self._skipping:
-            self._write(data)
 
     def _end(self, tag: str) -> None:
         if tag == "a":
@@ -230,7 +235,7 @@ class _Reader(HTMLParser):
     def _absolute(self, target: str) -> str | None:
         """The address a link leads to; None for places on this page and for what is no page."""
         try:
-            address = urldefrag(urljoin(self._base, html.unescape(target.strip())))[0]
+            address = urldefrag(urljoin(self._base, target.strip()))[0]
             scheme = urlsplit(address).scheme
         except ValueError:
             return None
