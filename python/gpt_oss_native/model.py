@@ -186,7 +186,7 @@ class Model:
         max_new_tokens: int | None = None,
         max_reasoning_tokens: int | None = None,
         max_tool_calls: int = 32,
-        tool_timeout: float | None = 120.0,
+        tool_timeout: float | None = 180.0,
         loop_guard: int | None = 512,
         mask_headers: bool = True,
         stop: str | Sequence[str] = (),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("gpt_oss_native._core")
@@ -15,10 +16,10 @@ pytest.importorskip("gpt_oss_native._core")
 from gpt_oss_native import InvalidArgument, Model, Sampling
 from gpt_oss_native.chat import Chat, Delta, Done, ToolCall, ToolResult
 from gpt_oss_native.harmony import Message, Role, ToolNamespaceConfig
-from reference.scripted_chat import ScriptedModel, answer
+from gpt_oss_native.tools import ApplyPatchTool, BrowserTool, LocalFiles
+from reference.scripted_chat import START, ScriptedModel, answer, call, final, result
 
 ScriptedChat = Callable[..., tuple[Chat, ScriptedModel]]
-START = "<|start|>assistant"
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +51,6 @@ def lookup(key: str, times: int = 1) -> str:
     return f"<{key}>" * times
 
 
-def call(
-    arguments: str, name: str = "functions.lookup", *, end: str = "<|call|>", thought: str = ""
-) -> str:
-    """What is sampled for a call, with the recipient after the channel."""
-    before = f"<|channel|>analysis<|message|>{thought}<|end|>{START}" if thought else ""
-    return f"{before}<|channel|>commentary to={name} <|constrain|>json<|message|>{arguments}{end}"
-
-
-def final(text: str) -> str:
-    return f"<|channel|>final<|message|>{text}<|return|>"
-
-
-def result(text: str, name: str = "functions.lookup") -> str:
-    return f"<|start|>{name} to=assistant<|channel|>commentary<|message|>{text}<|end|>"
-
-
 def test_a_call_is_run_and_its_result_read_in_the_same_turn(scripted: ScriptedChat) -> None:
     chat, model = scripted(call('{"key":"a"}', thought="look"), final("it is a"), tools=[lookup])
     events = list(chat.stream("find a"))
@@ -86,76 +71,6 @@ def test_a_call_is_run_and_its_result_read_in_the_same_turn(scripted: ScriptedCh
     assert done.usage.tool_tokens == len(given)
     assert done.timings.tools_s > 0
     assert model.refused == []
-
-
-def test_twenty_turns_with_ten_calls_forward_the_exact_minimum(scripted: ScriptedChat) -> None:
-    """After each turn only the question, and of the turn before what is kept, are forwarded."""
-    thought = " ".join(str(number) for number in range(100))  # longer than the window
-    script, kept, questions = [], [], []
-    for i in range(20):
-        questions.append(f"<|start|>user<|message|>question {i}?<|end|>{START}")
-        if i % 2:
-            script.append(answer(thought, f"{i}"))
-            kept.append(f"<|channel|>final<|message|>{i}<|end|>")
-        else:
-            arguments = f'{{"key":"k{i}"}}'
-            script += [call(arguments, thought=thought), answer(thought, f"{i}")]
-            kept.append(
-                f"{call(arguments)}{result(f'<k{i}>')}{START}<|channel|>final<|message|>{i}<|end|>"
-            )
-    chat, model = scripted(*script, tools=[lookup])
-
-    def count(text: str) -> int:
-        return len(model.harmony.encode(text, allowed_special="all"))
-
-    expected = []
-    for i in range(20):
-        kept_before = count(kept[i - 1]) if i else len(chat._history)
-        expected.append(kept_before + count(questions[i]))
-        if i % 2 == 0:  # <|call|>, which was sampled last, the result, and the next header
-            expected.append(1 + count(result(f"<k{i}>") + START))
-    for i in range(20):
-        assert chat.ask(f"question {i}?").final == str(i)
-    assert model.forwarded == expected
-
-
-def test_with_keep_reasoning_twenty_turns_with_ten_calls_forward_nothing_twice(
-    scripted: ScriptedChat,
-) -> None:
-    script = []
-    for i in range(20):
-        script += [call('{"key":"k"}', thought="hm " * 60)] if i % 2 else []
-        script += [answer("so " * 60, f"{i}")]
-    chat, model = scripted(*script, tools=[lookup], keep_reasoning=True)
-    sampled = sum(len(tokens) - 1 for tokens in model.script)  # each last one is in a prompt
-    for i in range(20):
-        chat.ask(f"question {i}?")
-    assert sum(model.forwarded) == chat.session.cached - sampled
-    assert chat.session.cached == chat.session.position - 1
-    text = model.harmony.decode(chat.session.tokens)
-    assert text.count("analysis<|message|>") == 30
-    assert text.count("<|call|>") == 10
-
-
-@pytest.mark.parametrize("num_calls", [11, 12, 20])
-def test_a_turn_of_many_calls_is_forwarded_again_from_its_begin_only(
-    scripted: ScriptedChat, num_calls: int
-) -> None:
-    """A session keeps 16 marks; the place where such a turn began is not lost with them."""
-    thought = " ".join(str(number) for number in range(30))
-    calls = [call('{"key":"a"}', thought=thought)] * num_calls
-    before = answer("x", "y")
-    chat, model = scripted(before, *calls, before, before, tools=[lookup])
-    chat.ask("warm up")
-    begin = chat.ask("find").usage.prompt_tokens
-    usage = chat.ask("on").usage
-    assert usage.cached_tokens == begin
-    assert model.forwarded[-1] == usage.prompt_tokens - begin
-    with model.model.session() as fresh:  # the fork holds what a fresh session would
-        tokens = chat.session.tokens
-        expected = fresh.forward(tokens)
-    chat.session.rewind(len(tokens) - 1)
-    assert np.array_equal(chat.session.forward(tokens[-1:]), expected)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +251,34 @@ def test_special_tokens_in_a_result_stay_text(scripted: ScriptedChat) -> None:
     chat.ask("find")
     assert text in model.harmony.decode(chat.session.tokens)
     assert chat.session.tokens.count(model.harmony.start) == 6
+
+
+def test_built_in_tools_are_declared_as_trained_and_run(
+    scripted: ScriptedChat, nano: Model, tmp_path: Path
+) -> None:
+    """Browser and patches; the Python tool, which needs an extra, has tests of its own."""
+    (tmp_path / "moon.md").write_text("# Moon\n\nThe moon is 384,400 km away.\n")
+    browser = BrowserTool(LocalFiles(tmp_path), nano.tokenizer)
+    patch = "*** Begin Patch\n*** Add File: new.txt\n+hello\n*** End Patch\n"
+    script = [
+        ' to=browser.search<|channel|>analysis code<|message|>{"query":"moon"}<|call|>',
+        '<|channel|>analysis to=browser.open code<|message|>{"id":0}<|call|>',
+        call(json.dumps({"input": patch}), "functions.apply_patch"),
+        call(json.dumps({"input": "nonsense"}), "functions.apply_patch"),
+        final("done"),
+    ]
+    tools = [browser, ApplyPatchTool(tmp_path)]
+    chat, model = scripted(*script, tools=tools, max_new_tokens=None)
+    text = model.harmony.decode(chat._history)
+    system, developer = text.split("<|end|>")[:2]
+    assert "## browser" in system
+    assert "type apply_patch" in developer
+    reply = chat.ask("How far is the moon?")
+    assert reply.final == "done"
+    assert [r.is_error for r in reply.tool_results] == [False, False, False, True]
+    assert "384,400" in reply.tool_results[1].text
+    assert (tmp_path / "new.txt").read_text() == "hello\n"
+    assert model.refused == []
 
 
 def lambda_named(name: str, value: str) -> Any:

@@ -17,6 +17,8 @@ from gpt_oss_native.harmony import (
     SystemContent,
 )
 
+START = "<|start|>assistant"
+
 
 class ScriptedSession:
     """A real session whose samples are scripted, and that counts what its prompts forward.
@@ -90,10 +92,29 @@ def _holds(mask: np.ndarray, token: int) -> bool:
 
 
 def answer(analysis: str, final: str) -> str:
+    """What is sampled for an answer with reasoning."""
     return (
         f"<|channel|>analysis<|message|>{analysis}<|end|>"
-        f"<|start|>assistant<|channel|>final<|message|>{final}<|return|>"
+        f"{START}<|channel|>final<|message|>{final}<|return|>"
     )
+
+
+def final(text: str) -> str:
+    """What is sampled for an answer without."""
+    return f"<|channel|>final<|message|>{text}<|return|>"
+
+
+def call(
+    arguments: str, name: str = "functions.lookup", *, end: str = "<|call|>", thought: str = ""
+) -> str:
+    """What is sampled for a call, with the recipient after the channel."""
+    before = f"<|channel|>analysis<|message|>{thought}<|end|>{START}" if thought else ""
+    return f"{before}<|channel|>commentary to={name} <|constrain|>json<|message|>{arguments}{end}"
+
+
+def result(text: str, name: str = "functions.lookup") -> str:
+    """What a tool gives back."""
+    return f"<|start|>{name} to=assistant<|channel|>commentary<|message|>{text}<|end|>"
 
 
 def rendered(

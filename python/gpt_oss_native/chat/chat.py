@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..errors import InvalidArgument
 from ..sampling import Sampling
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     from ..session import Session
 
 _ENDOFTEXT = "<|endoftext|>"  # ends an answer like <|return|> in the published generation_config
+
+
+class AskOptions(TypedDict, total=False):
+    """The keywords of `Chat.stream`, which `ask`, `astream` and `aask` take too."""
+
+    sampling: Sampling | None
+    max_new_tokens: int | None
+    max_reasoning_tokens: int | None
+    max_tool_calls: int | None
+    tool_choice: str | None
+    logprobs: int | None
 
 
 class Chat:
@@ -52,7 +63,7 @@ class Chat:
         max_new_tokens: int | None = None,
         max_reasoning_tokens: int | None = None,
         max_tool_calls: int = 32,
-        tool_timeout: float | None = 120.0,
+        tool_timeout: float | None = 180.0,
         loop_guard: int | None = 512,
         mask_headers: bool = True,
         stop: str | Sequence[str] = (),
@@ -78,7 +89,8 @@ class Chat:
             max_reasoning_tokens: after so many tokens of analysis in a turn it is closed and the
                 answer comes, or a call; None: no limit.
             max_tool_calls: most calls in a turn; then the model has to answer.
-            tool_timeout: seconds after which a call counts as failed; None: no limit.
+            tool_timeout: seconds after which a call counts as failed; None: no limit. The default
+                is longer than that of the Python tool, which ends its code itself.
             loop_guard: so many tokens of one repeated cycle (of up to 64) close the analysis, or
                 end the answer with ``finish_reason`` "repetition"; None: never.
             mask_headers: let only well-formed messages to declared tools be sampled.
@@ -213,7 +225,7 @@ class Chat:
         self._running = self._run(turn, messages, earlier)
         return self._running
 
-    def ask(self, question: str, **options: Any) -> Reply:
+    def ask(self, question: str, **options: Unpack[AskOptions]) -> Reply:
         """`stream`, collected; the same keywords. A budget used up in reasoning gives an empty
         ``final`` and ``finish_reason`` "length", no exception."""
         return self._collect(self.stream(question, **options))
@@ -222,7 +234,7 @@ class Chat:
         """`stream_results`, collected."""
         return self._collect(self.stream_results(results))
 
-    async def astream(self, question: str, **options: Any) -> AsyncIterator[Event]:
+    async def astream(self, question: str, **options: Unpack[AskOptions]) -> AsyncIterator[Event]:
         """`stream` for asyncio: the work is done in a thread, an event at a time.
 
         Cancelling the task, or closing the iterator, stops the answer after the token under way;
@@ -245,7 +257,7 @@ class Chat:
             # The token under way ends first; other tasks go on meanwhile, cancelled or not.
             await asyncio.shield(asyncio.to_thread(pool.shutdown))
 
-    async def aask(self, question: str, **options: Any) -> Reply:
+    async def aask(self, question: str, **options: Unpack[AskOptions]) -> Reply:
         """`astream`, collected."""
         return self._reply([event async for event in self.astream(question, **options)])
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgument
+from ..errors import GptOssError, InvalidArgument
 from ..harmony import (
     Author,
     DeveloperContent,
@@ -178,7 +178,7 @@ class _Running:
         assert self._tool is not None
         try:
             self._value = self._tool.call(self.call)
-        except InvalidArgument as error:
+        except GptOssError as error:  # written to be read
             self._error = f"Error: {error}"
         except BaseException as error:  # SystemExit of a tool must not pass for a result
             self._error = f"Error: {type(error).__name__}: {error}"
