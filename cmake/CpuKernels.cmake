@@ -4,6 +4,9 @@ function(gptoss_add_isa target isa)
   add_library(gptoss_${isa} OBJECT ${PROJECT_SOURCE_DIR}/csrc/cpu/isa_${isa}.cc)
   target_link_libraries(gptoss_${isa} PRIVATE gptoss_options gptoss_warnings)
   target_compile_options(gptoss_${isa} PRIVATE ${ARGN})
+  if(GPTOSS_SANITIZE)  # everything is inlined there: -O2 with every check takes minutes
+    target_compile_options(gptoss_${isa} PRIVATE -O1 -fno-sanitize=undefined)
+  endif()
   target_sources(${target} INTERFACE $<TARGET_OBJECTS:gptoss_${isa}>)
 endfunction()
 

@@ -13,8 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import Checkpoint
-from .checkpoint import ModelConfig
+from .checkpoint import Checkpoint, ModelConfig
 from .sampling import Sampling
 
 _F32: TypeAlias = npt.NDArray[np.float32]
