@@ -21,7 +21,7 @@ test: $(VENV)/.installed $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint
-	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files --show-diff-on-failure
 
 dev: $(VENV)/.dev
 	$(BIN)/cmake --preset cpu -DPython_EXECUTABLE=$(abspath $(BIN)/python) \

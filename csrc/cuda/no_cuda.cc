@@ -4,7 +4,9 @@
 
 namespace gptoss {
 
-std::string cuda_status() { return "this build has no CUDA engine"; }
+std::string cuda_status() {
+  return "this build has no CUDA engine";
+}
 
 std::unique_ptr<Backend> make_cuda_backend(const ModelConfig&, const MappedCheckpoint&,
                                            const BackendOptions&) {

@@ -1,5 +1,5 @@
-// From tensor records (parsed by checkpoint/ in Python) to typed views over mapped files. Every bound,
-// dtype and shape is checked again here: Python's records are input like any other.
+// From tensor records (parsed by checkpoint/ in Python) to typed views over mapped files. Every
+// bound, dtype and shape is checked again here: Python's records are input like any other.
 #pragma once
 
 #include <cstdint>

@@ -32,8 +32,8 @@ PYTHON_HEADER = re.compile(r"^(pybind11/|Python\.h$|numpy/)")
 INTRINSICS_HEADER = re.compile(r"^(immintrin|x86intrin|[a-z]mmintrin|arm_neon|arm_sve)\.h$")
 SOURCES = {".cc", ".h", ".cu", ".cuh"}
 
-# cli -> bench, chat -> {structured, harmony, session, tools} -> model -> _core; the rest is beneath, and
-# knows of nothing but its equals. Whoever adds a module says here where it belongs.
+# cli -> bench, chat -> {structured, harmony, session, tools} -> model -> _core; the rest is
+# beneath, and knows of nothing but its equals. Whoever adds a module says here where it belongs.
 LAYERS = (
     {"errors"},
     {"checkpoint", "sampling", "tokenizer", "detokenizer", "synthesize", "nano"},
