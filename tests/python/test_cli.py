@@ -299,7 +299,7 @@ def test_an_interactive_chat_survives_ctrl_c_and_ends_with_ctrl_d(tmp_path: Path
     os.close(terminal)
     seen = b""
     for keys in (b"1 + 2\n", b"half a quest\x03", b"3 + 4\n", b"\x04"):
-        while not seen.endswith(b"> "):
+        while not seen.endswith(b"\n> "):  # reasoning has "-> " in it
             assert select.select([controller], [], [], 60)[0], seen
             seen += os.read(controller, 4096)
         seen += b"|"
