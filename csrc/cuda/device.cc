@@ -1,0 +1,80 @@
+#include "cuda/device.h"
+
+#include <cstring>
+
+namespace gptoss::cuda {
+namespace {
+
+std::string memory_text(std::size_t num_bytes, const char* what) {
+  std::size_t free_bytes = 0;
+  std::size_t total_bytes = 0;
+  if (cudaMemGetInfo(&free_bytes, &total_bytes) != cudaSuccess) free_bytes = total_bytes = 0;
+  return cat("[", what, "] expected ", num_bytes, " bytes of device memory, ", free_bytes, " of ",
+             total_bytes, " are free; close other models or sessions, or use a smaller context");
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* op) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not report it again
+  const std::string text = cat("[", op, "] the CUDA runtime reports ", cudaGetErrorName(status),
+                               ": ", cudaGetErrorString(status));
+  if (status == cudaErrorMemoryAllocation) throw OutOfMemory(text);
+  throw DeviceError(text);
+}
+
+DeviceBuffer::DeviceBuffer(std::size_t num_bytes, const char* what) : num_bytes_(num_bytes) {
+  if (num_bytes == 0) return;
+  const cudaError_t status = cudaMalloc(&data_, num_bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw OutOfMemory(memory_text(num_bytes, what));
+  }
+  check(status, what);
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr) cudaFree(data_);
+}
+
+PinnedBuffer::PinnedBuffer(std::size_t num_bytes, const char* what) : num_bytes_(num_bytes) {
+  if (num_bytes == 0) return;
+  check(cudaHostAlloc(&data_, num_bytes, cudaHostAllocMapped | cudaHostAllocPortable), what);
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+Stream::Stream() {
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cuda_stream");
+}
+
+Stream::~Stream() {
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+Event::Event() {
+  check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cuda_event");
+}
+
+Event::~Event() {
+  if (event_ != nullptr) cudaEventDestroy(event_);
+}
+
+DeviceInfo device_info(int index) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, index), "cuda_device");
+  DeviceInfo info;
+  info.index = index;
+  info.num_sms = properties.multiProcessorCount;
+  info.compute_capability = 10 * properties.major + properties.minor;
+  info.smem_per_block = properties.sharedMemPerBlockOptin;
+  info.smem_per_sm = properties.sharedMemPerMultiprocessor;
+  info.l2_bytes = static_cast<std::size_t>(properties.l2CacheSize);
+  std::strncpy(info.name, properties.name, sizeof(info.name) - 1);
+  return info;
+}
+
+}  // namespace gptoss::cuda

@@ -1,0 +1,113 @@
+// Handles of the CUDA runtime with an owner, and the one way in which its errors become ours.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "base/error.h"
+
+namespace gptoss::cuda {
+
+// Throws OutOfMemory or DeviceError: `[op] expected ..., got the CUDA error ...`.
+void check(cudaError_t status, const char* op);
+// After a launch: reports what the launch itself found wrong.
+inline void check_launch(const char* op) {
+  check(cudaGetLastError(), op);
+}
+
+// Device memory, uninitialised. Throws OutOfMemory with the sizes when it does not fit.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(std::size_t num_bytes, const char* what);
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)),
+        num_bytes_(std::exchange(other.num_bytes_, 0)) {}
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(num_bytes_, other.num_bytes_);
+    return *this;
+  }
+  ~DeviceBuffer();
+
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  std::size_t num_bytes() const { return num_bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t num_bytes_ = 0;
+};
+
+// Page-locked host memory, mapped into the device's address space.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  PinnedBuffer(std::size_t num_bytes, const char* what);
+  PinnedBuffer(PinnedBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)),
+        num_bytes_(std::exchange(other.num_bytes_, 0)) {}
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(num_bytes_, other.num_bytes_);
+    return *this;
+  }
+  ~PinnedBuffer();
+
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  std::size_t num_bytes() const { return num_bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t num_bytes_ = 0;
+};
+
+class Stream {
+ public:
+  Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream();
+
+  cudaStream_t get() const { return stream_; }
+  void synchronize(const char* op) const { check(cudaStreamSynchronize(stream_), op); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class Event {
+ public:
+  Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  ~Event();
+
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// What the kernels choose by.
+struct DeviceInfo {
+  int index = 0;
+  int num_sms = 0;
+  int compute_capability = 0;      // 90 for 9.0
+  std::size_t smem_per_block = 0;  // most a block may ask for
+  std::size_t smem_per_sm = 0;
+  std::size_t l2_bytes = 0;
+  char name[256] = {};
+};
+
+DeviceInfo device_info(int index);
+
+}  // namespace gptoss::cuda
