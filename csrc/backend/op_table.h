@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "backend/op_args.h"
 #include "base/cpu_features.h"
@@ -52,9 +53,22 @@ struct QuantizeInt15OpArgs {
   float* scales;              // [rows][cols / 32]
 };
 
+// How the kernels of a call are timed: apart from its preparation (packing weights, filling pages,
+// copying to a device), `repeats` times, each after sweeping `evict_bytes` through the caches. An
+// op that works in place is then applied so many times.
+struct KernelTiming {
+  int repeats = 0;  // 0: once, untimed
+  std::size_t evict_bytes = 0;
+};
+
 class OpTable {
  public:
   virtual ~OpTable() = default;
+
+  // For every call from now on.
+  void time_kernels(const KernelTiming& timing) { timing_ = timing; }
+  // Of the last call, one a repeat; empty from a table that does not time.
+  const std::vector<double>& kernel_seconds() const { return kernel_seconds_; }
 
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rms_norm(const RmsNormArgs& args) = 0;
@@ -72,6 +86,10 @@ class OpTable {
   virtual void attention(const AttentionOpArgs& args) = 0;
   virtual void router_topk(const RouterTopkArgs& args) = 0;
   virtual void moe_combine(const MoeCombineArgs& args) = 0;
+
+ protected:
+  KernelTiming timing_;
+  std::vector<double> kernel_seconds_;
 };
 
 // num_threads 0: default_num_threads().

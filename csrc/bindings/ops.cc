@@ -43,6 +43,18 @@ class Ops {
  public:
   explicit Ops(std::unique_ptr<OpTable> table) : table_(std::move(table)) {}
 
+  void time_kernels(int repeats, std::size_t evict_bytes) {
+    GPTOSS_REQUIRE(InvalidArgument, repeats >= 0,
+                   "[time_kernels] repeats: expected 0 or more, got ", repeats);
+    const std::lock_guard lock(mutex_);
+    table_->time_kernels({repeats, evict_bytes});
+  }
+
+  std::vector<double> kernel_seconds() {
+    const std::lock_guard lock(mutex_);
+    return table_->kernel_seconds();
+  }
+
   void embed(const Array& tokens, const Array& table, const Array& out) {
     const auto table_view = matrix_of<const bf16>(table, "embed", "table");
     const auto out_view = matrix_of<float>(out, "embed", "out", -1, table_view.cols);
@@ -211,6 +223,8 @@ void bind_ops(py::module_& module) {
                  isa ? std::optional(isa_from_name(*isa)) : std::nullopt, num_threads));
            }),
            py::kw_only(), py::arg("isa") = py::none(), py::arg("num_threads") = 0)
+      .def("time_kernels", &Ops::time_kernels, py::arg("repeats"), py::arg("evict_bytes") = 0)
+      .def("kernel_seconds", &Ops::kernel_seconds)
       .def("embed", &Ops::embed, py::arg("tokens"), py::arg("table"), py::arg("out"))
       .def("rms_norm", &Ops::rms_norm, py::arg("x"), py::arg("scale"), py::arg("eps"),
            py::arg("out"))

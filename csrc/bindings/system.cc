@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "backend/backend.h"
+#include "base/arithmetic_peak.h"
 #include "base/bandwidth.h"
 #include "base/cpu_features.h"
 #include "base/thread_pool.h"
@@ -22,6 +23,19 @@ void bind_system(py::module_& module) {
   module.def("read_bandwidth", &measure_read_bandwidth, py::arg("num_bytes"),
              py::arg("num_threads") = 0, py::arg("repeats") = 3,
              py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "arithmetic_peaks",
+      [](int num_threads, double seconds) {
+        std::vector<std::pair<std::string, double>> peaks;
+        {
+          const py::gil_scoped_release release;
+          peaks = measure_arithmetic_peaks(num_threads, seconds);
+        }
+        py::dict result;  // in the order measured
+        for (const auto& [name, operations] : peaks) result[py::str(name)] = operations;
+        return result;
+      },
+      py::arg("num_threads") = 0, py::arg("seconds") = 0.05);
   module.def("cuda_status", &cuda_status);
 }
 

@@ -1,5 +1,9 @@
 // The op table of the CPU: each kernel, shared among the threads of a pool.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "backend/op_table.h"
@@ -10,6 +14,7 @@
 namespace gptoss::cpu {
 namespace {
 
+constexpr std::int64_t kSweepGrain = 64 << 10;  // words
 constexpr std::int64_t kNaturalOfKernelOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 class CpuOps final : public OpTable {
@@ -18,15 +23,15 @@ class CpuOps final : public OpTable {
       : kernels_(kernels), pool_(num_threads > 0 ? num_threads : default_num_threads()) {}
 
   void embed(const EmbedArgs& args) override {
-    share(args.out.rows, 1, [&](Range tokens, std::byte*) { kernels_.embed(args, tokens); });
+    timed_share(args.out.rows, 1, [&](Range tokens, std::byte*) { kernels_.embed(args, tokens); });
   }
   void rms_norm(const RmsNormArgs& args) override {
-    share(args.x.rows, 1, [&](Range tokens, std::byte*) { kernels_.rms_norm(args, tokens); });
+    timed_share(args.x.rows, 1, [&](Range tokens, std::byte*) { kernels_.rms_norm(args, tokens); });
   }
   void linear_bf16(const LinearBf16Args& args) override {
     size_scratch(args.x.cols);
-    share(args.weight.rows, kernels_.row_tile,
-          [&](Range rows, std::byte* scratch) { kernels_.linear_bf16(args, rows, scratch); });
+    timed_share(args.weight.rows, kernels_.row_tile,
+                [&](Range rows, std::byte* scratch) { kernels_.linear_bf16(args, rows, scratch); });
   }
   void linear_int8(const LinearBf16Args& args) override {
     size_scratch(args.x.cols);
@@ -42,12 +47,14 @@ class CpuOps final : public OpTable {
                                    args.bias,
                                    args.epilogue,
                                    args.out};
-    share(num_rows, kernels_.row_tile,
-          [&](Range rows, std::byte* scratch) { kernels_.linear_int8(int8_args, rows, scratch); });
+    timed_share(num_rows, kernels_.row_tile, [&](Range rows, std::byte* scratch) {
+      kernels_.linear_int8(int8_args, rows, scratch);
+    });
   }
   void quantize_int8(const QuantizeInt8OpArgs& args) override {
     ActivationBuffer buffer;
-    const Int8Activations x = quantised_int8(args.x, buffer);
+    Int8Activations x;
+    timed([&] { x = quantised_int8(args.x, buffer); });
     const std::int64_t count = args.x.rows * args.x.cols;
     for (std::int64_t i = 0; i < count; ++i) {
       args.q[i - i % 8 + kNaturalOfKernelOrder[i % 8]] = x.q[i];
@@ -56,7 +63,8 @@ class CpuOps final : public OpTable {
   }
   void quantize_int15(const QuantizeInt15OpArgs& args) override {
     ActivationBuffer buffer;
-    const Int15Activations x = quantised_int15(args.x, buffer);
+    Int15Activations x;
+    timed([&] { x = quantised_int15(args.x, buffer); });
     const std::int64_t count = args.x.rows * args.x.cols;
     for (std::int64_t i = 0; i < count; ++i) {
       args.codes[i] = kernels_.int15_code(x.codes + i / kMxBlock * kMxBlock, i % kMxBlock);
@@ -71,19 +79,19 @@ class CpuOps final : public OpTable {
     linear_mxfp4(kernels_.linear_mxfp4_float32, args, {});
   }
   void swiglu(const SwigluArgs& args) override {
-    share(args.out.rows, 1,
-          [&](Range rows, std::byte*) { kernels_.swiglu(args, rows, {0, args.out.cols}); });
+    timed_share(args.out.rows, 1,
+                [&](Range rows, std::byte*) { kernels_.swiglu(args, rows, {0, args.out.cols}); });
   }
   void rope(const RopeArgs& args) override {
-    share(args.x.rows, 1, [&](Range tokens, std::byte*) { kernels_.rope(args, tokens); });
+    timed_share(args.x.rows, 1, [&](Range tokens, std::byte*) { kernels_.rope(args, tokens); });
   }
   void attention(const AttentionOpArgs& args) override;
   void router_topk(const RouterTopkArgs& args) override {
-    share(args.logits.rows, 1,
-          [&](Range tokens, std::byte*) { kernels_.router_topk(args, tokens); });
+    timed_share(args.logits.rows, 1,
+                [&](Range tokens, std::byte*) { kernels_.router_topk(args, tokens); });
   }
   void moe_combine(const MoeCombineArgs& args) override {
-    share(args.out.rows, 1, [&](Range tokens, std::byte*) {
+    timed_share(args.out.rows, 1, [&](Range tokens, std::byte*) {
       kernels_.moe_combine(args, tokens, {0, args.out.cols});
     });
   }
@@ -104,6 +112,41 @@ class CpuOps final : public OpTable {
       if (mine.size() > 0) {
         body(mine, scratch_[static_cast<std::size_t>(worker.index())].as<std::byte>());
       }
+    });
+  }
+
+  // The kernels of a call, as `timing_` says.
+  template <typename Kernels>
+  void timed(Kernels&& kernels) {
+    kernel_seconds_.clear();
+    if (timing_.repeats == 0) return kernels();
+    for (int repeat = 0; repeat < timing_.repeats; ++repeat) {
+      evict();
+      const auto start = std::chrono::steady_clock::now();
+      kernels();
+      const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+      kernel_seconds_.push_back(elapsed.count());
+    }
+  }
+  template <typename Body>
+  void timed_share(std::int64_t total, std::int64_t grain, Body&& body) {
+    timed([&] { share(total, grain, body); });
+  }
+
+  // Every thread reads its part of a buffer: what the caches held gives way to it.
+  void evict() {
+    const auto words = static_cast<std::int64_t>(timing_.evict_bytes / sizeof(std::uint64_t));
+    if (words == 0) return;
+    if (evicting_.num_bytes() < timing_.evict_bytes) {
+      evicting_ = AlignedBuffer(timing_.evict_bytes, "a sweep of the caches");
+      std::memset(evicting_.as<std::byte>(), 1,
+                  timing_.evict_bytes);  // real pages, not the zero one
+    }
+    share(words, kSweepGrain, [&](Range mine, std::byte*) {
+      const std::uint64_t* data = evicting_.as<const std::uint64_t>();
+      const std::uint64_t sum =
+          std::accumulate(data + mine.begin, data + mine.end, std::uint64_t{0});
+      swept_.fetch_add(sum, std::memory_order_relaxed);
     });
   }
 
@@ -130,13 +173,15 @@ class CpuOps final : public OpTable {
     size_scratch(args.x.cols);
     const LinearMxfp4Args kernel_args{x,           args.x,        args.weight,   args.bias,
                                       args.x_rows, args.out_rows, args.num_rows, args.out};
-    share(args.weight.rows, kernels_.row_tile,
-          [&](Range rows, std::byte* scratch) { kernel(kernel_args, rows, scratch); });
+    timed_share(args.weight.rows, kernels_.row_tile,
+                [&](Range rows, std::byte* scratch) { kernel(kernel_args, rows, scratch); });
   }
 
   const KernelTable& kernels_;
   ThreadPool pool_;
   std::vector<AlignedBuffer> scratch_;
+  AlignedBuffer evicting_;
+  std::atomic<std::uint64_t> swept_{0};  // keeps the sweep's sums alive
 };
 
 void CpuOps::attention(const AttentionOpArgs& args) {
@@ -171,7 +216,7 @@ void CpuOps::attention(const AttentionOpArgs& args) {
   const std::int64_t queries = args.num_heads / args.num_kv_heads * num_tokens;
   std::vector<AttentionPartial> all_partials(
       static_cast<std::size_t>(args.num_kv_heads * queries * num_splits));
-  share(args.num_kv_heads, 1, [&](Range heads, std::byte* scratch) {
+  timed_share(args.num_kv_heads, 1, [&](Range heads, std::byte* scratch) {
     for (std::int64_t head = heads.begin; head < heads.end; ++head) {
       AttentionPartial* partials = all_partials.data() + head * queries * num_splits;
       if (args.way == AttentionWay::kWhole) {

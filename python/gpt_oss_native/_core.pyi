@@ -47,6 +47,11 @@ def cpu_model_name() -> str:
 def read_bandwidth(num_bytes: int, num_threads: int = 0, repeats: int = 3) -> float:
     """Bytes a second that threads together read from a buffer of num_bytes; the best of repeats."""
 
+def arithmetic_peaks(num_threads: int = 0, seconds: float = 0.05) -> dict[str, float]:
+    """Operations a second (a multiply-add is two) of loops over registers, by instruction, for
+    those this machine has: fma_avx2, fma_avx512, vnni_avx2, vnni_avx512, bf16_avx512, amx_int8,
+    amx_bf16; fma_scalar anywhere."""
+
 def cuda_status() -> str:
     """Why CUDA is not used; empty where it can be."""
 
@@ -56,6 +61,13 @@ class Ops:
     """Every op of one ISA level over a pool of threads, one call at a time; see `ops`."""
 
     def __init__(self, *, isa: str | None = None, num_threads: int = 0) -> None: ...
+    def time_kernels(self, repeats: int, evict_bytes: int = 0) -> None:
+        """From now on a call's kernels run `repeats` times (in place as often), timed apart from
+        its preparation, each after sweeping so many bytes through the caches; 0: once, untimed."""
+
+    def kernel_seconds(self) -> list[float]:
+        """Of the last call, one a repeat; empty where the device's table does not time."""
+
     def embed(self, tokens: _I32, table: _Bf16, out: _F32) -> None: ...
     def rms_norm(self, x: _F32, scale: _Bf16, eps: float, out: _F32) -> None: ...
     def linear(

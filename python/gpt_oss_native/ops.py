@@ -10,7 +10,9 @@ The arithmetic of each op is that of openai/gpt-oss, gpt_oss/torch/model.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,29 @@ IntArray = npt.NDArray[np.int32]
 @functools.lru_cache(maxsize=16)
 def _table(isa: str | None, threads: int) -> _core.Ops:
     return _core.Ops(isa=isa, num_threads=threads)
+
+
+@contextlib.contextmanager
+def time_kernels(
+    repeats: int, *, evict_bytes: int = 0, isa: str | None = None, threads: int = 0
+) -> Iterator[None]:
+    """Within it, each call runs its kernels ``repeats`` times and `kernel_seconds` tells how long.
+
+    What a call prepares (packed weights, pages of keys and values) is made once and not counted;
+    before each repeat so many bytes are swept through the caches. Ops that work in place are
+    applied so many times. ``isa`` and ``threads`` are those of the calls.
+    """
+    table = _table(isa, threads)
+    table.time_kernels(repeats, evict_bytes)
+    try:
+        yield
+    finally:
+        table.time_kernels(0)
+
+
+def kernel_seconds(*, isa: str | None = None, threads: int = 0) -> list[float]:
+    """Seconds of the kernels of the last call made with these options, one a repeat."""
+    return _table(isa, threads).kernel_seconds()
 
 
 def _rows_and_cols(op: str, name: str, array: npt.NDArray[Any]) -> tuple[int, int]:
