@@ -35,10 +35,10 @@ struct AttentionArgs {
 // For attention_decode with at most kSmallRows rows, and for any attention_prefill.
 std::size_t attention_workspace_bytes(std::int64_t num_heads);
 
-// One row at a time, each kv head's keys split over blocks: the small regime. A row's result depends
-// on its own position and nothing else. step.num_rows and step.max_position may be those of a
-// bucket: no position of the batch is larger. Keys of positions before the segment's first are read
-// before the dependency is waited for, q and the others after.
+// One row at a time, each kv head's keys split over blocks: the small regime. A row's result
+// depends on its own position and nothing else. step.num_rows and step.max_position may be those of
+// a bucket: no position of the batch is larger. Keys of positions before the segment's first are
+// read before the dependency is waited for, q and the others after.
 void attention_decode(const AttentionArgs& args, Dependence dependence, cudaStream_t stream);
 
 // Any ragged batch: the large regime. Segments of one row go through the kernels of
