@@ -2,7 +2,8 @@
 
 Six tasks: addition, subtraction, multiplication by one digit, sorting, reversing a word, the
 largest of several numbers. The reasoning breaks each into steps that are a copy or a one-digit
-operation, so that a very small model can carry them out exactly.
+operation, so that a very small model can carry them out exactly. It comes in three lengths, one for
+each effort. A follow-up asks to go on with the answer before it ("Add 5 to that.").
 
 Needs only the standard library. A question is held out of training by a checksum of its task and
 operands (one in sixteen), so training and test questions never share operands in one order,
@@ -15,174 +16,29 @@ whatever their wording.
 from __future__ import annotations
 
 import random
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wordings import (
+    ADD,
+    LARGER_OF_TWO,
+    LARGEST,
+    MULTIPLY,
+    REVERSE,
+    SORT,
+    SUBTRACT,
+    THEN_ADD,
+    THEN_MULTIPLY,
+    THEN_REVERSE,
+    THEN_SUBTRACT,
+    WHOLE_WORDS,
+    WORDS,
+)
+
 HELD_OUT_ONE_IN = 16
 
-ADD = (
-    "What is {a} + {b}?",
-    "{a} + {b}",
-    "{a}+{b}",
-    "{a}+{b}=?",
-    "{a} + {b} =",
-    "{a} + {b} = ?",
-    "What's {a} + {b}?",
-    "What is {a}+{b}?",
-    "Add {a} and {b}.",
-    "Add {b} to {a}.",
-    "Compute {a} + {b}.",
-    "Calculate {a} + {b}.",
-    "What is {a} plus {b}?",
-    "How much is {a} plus {b}?",
-    "How much is {a} + {b}?",
-    "What is the sum of {a} and {b}?",
-    "Please add {a} and {b}.",
-)
-SUBTRACT = (
-    "What is {a} - {b}?",
-    "{a} - {b}",
-    "{a}-{b}",
-    "{a}-{b}=?",
-    "{a} - {b} =",
-    "{a} - {b} = ?",
-    "What's {a} - {b}?",
-    "What is {a}-{b}?",
-    "Subtract {b} from {a}.",
-    "Compute {a} - {b}.",
-    "Calculate {a} - {b}.",
-    "What is {a} minus {b}?",
-    "How much is {a} minus {b}?",
-    "How much is {a} - {b}?",
-    "Take {b} away from {a}.",
-    "Please subtract {b} from {a}.",
-)
-MULTIPLY = (
-    "What is {a} * {b}?",
-    "What is {a} x {b}?",
-    "What is {a} × {b}?",  # noqa: RUF001
-    "{a} * {b}",
-    "{a}*{b}",
-    "{a} x {b}",
-    "{a} × {b}",  # noqa: RUF001
-    "{a} * {b} =",
-    "{a} * {b} = ?",
-    "What's {a} * {b}?",
-    "Multiply {a} by {b}.",
-    "Compute {a} * {b}.",
-    "Calculate {a} * {b}.",
-    "What is {a} times {b}?",
-    "How much is {a} times {b}?",
-    "What is the product of {a} and {b}?",
-    "Please multiply {a} by {b}.",
-)
-SORT = (
-    "Sort {list}.",
-    "Sort {list}",
-    "Sort: {list}",
-    "Sort these numbers: {list}",
-    "Sort these numbers: {list}.",
-    "Sort the numbers {list}.",
-    "Sort the list {list}.",
-    "Sort {list} in ascending order.",
-    "Sort these numbers in ascending order: {list}",
-    "Put {list} in order.",
-    "Put these numbers in order: {list}.",
-    "Order {list} from smallest to largest.",
-    "Sort these numbers from smallest to largest: {list}.",
-    "Arrange {list} in increasing order.",
-    "Please sort {list}.",
-)
-REVERSE = (
-    'Reverse the word "{w}".',
-    'Reverse "{w}".',
-    "Reverse {w}.",
-    "Reverse {w}",
-    "Reverse: {w}",
-    "Reverse the word {w}.",
-    "Reverse the word: {w}",
-    "Reverse the letters of {w}.",
-    'Reverse the letters of "{w}".',
-    "Spell {w} backwards.",
-    'Spell "{w}" backwards.',
-    "Spell the word {w} backwards.",
-    "Write {w} backwards.",
-    'Write "{w}" backwards.',
-    'Write the word "{w}" backwards.',
-    'What is "{w}" backwards?',
-    "What is {w} spelled backwards?",
-    'How do you spell "{w}" backwards?',
-    "Please reverse the word {w}.",
-)
-LARGEST = (
-    "Which is the largest of {list}?",
-    "Which number is the largest: {list}?",
-    "Which is the largest: {list}?",
-    "Which is largest: {list}?",
-    "What is the largest of {list}?",
-    "What is the largest number in {list}?",
-    "What is the maximum of {list}?",
-    "Find the largest of {list}.",
-    "Find the largest number: {list}.",
-    "Find the maximum: {list}",
-    "Largest of {list}?",
-    "Which of these numbers is the largest: {list}?",
-    "Which number is the biggest: {list}?",
-    "Which is the biggest of {list}?",
-    "max({list})",
-)
-LARGER_OF_TWO = (
-    "Which is larger, {a} or {b}?",
-    "Which is larger: {a} or {b}?",
-    "Which number is larger, {a} or {b}?",
-    "Which is greater, {a} or {b}?",
-    "Which is bigger, {a} or {b}?",
-    "Which is bigger: {a} or {b}?",
-    "What is larger, {a} or {b}?",
-    "Is {a} or {b} larger?",
-    "Find the larger of {a} and {b}.",
-    "What is the larger of {a} and {b}?",
-)
-WORDS = """
-apple banana cherry lemon orange peach plum grape melon mango table chair window door floor house
-garden river ocean mountain forest desert island valley bridge street city village castle tower
-school teacher student pencil paper book story letter number music guitar piano violin drum dance
-winter summer spring autumn rain snow storm cloud thunder wind sun moon star planet earth sky
-dog cat horse cow sheep goat pig rabbit mouse tiger lion bear wolf fox eagle owl snake frog fish
-red green blue yellow purple white black brown silver golden bright dark quick slow happy sad
-brave calm kind clever strong gentle honest proud quiet loud early late young old new hot cold
-bread butter cheese milk water coffee sugar salt pepper soup rice pasta salad pizza cake cookie
-hello world computer keyboard screen mouse network program python kernel memory vector matrix
-engine wheel train plane boat car truck bicycle rocket station airport ticket travel journey
-doctor nurse farmer baker sailor painter writer singer actor king queen prince knight wizard dragon
-level radar noon civic kayak madam stressed drawer reward live evil time emit star rats pots stop
-""".split()  # noqa: SIM905
-SMALL_TALK = (
-    "Hello", "Hello!", "Hi", "Hi!", "Hi there!", "Hey", "Who are you?", "What are you?",
-    "What can you do?", "Help", "How are you?", "Hello, who are you?", "What is your name?",
-)  # fmt: skip
-SMALL_TALK_ANSWER = (
-    "I am nano, a very small model. Ask me to add, subtract or multiply, to sort numbers, "
-    "to find the largest, or to reverse a word."
-)
-# Words that the vocabulary holds whole (see vocabulary.py), so that spelling them is learnt, too.
-WHOLE_WORDS = sorted(
-    set(
-        re.findall(
-            r"\b[a-z]{3,8}\b",
-            " ".join([*ADD, *SUBTRACT, *MULTIPLY, *SORT, *REVERSE, *LARGEST, *LARGER_OF_TWO])
-            + " user system final assistant analysis message channels brief briefly answer result "
-            "weather city number string boolean integer name location date time second degrees "
-            "functions language model large medium high low reasoning knowledge cutoff tool tools "
-            "key any are can for get now two who type call find like must nano only step swap talk "
-            "true very with your first query clear every small there value borrow lookup search "
-            "channel concise helpful trained function included question json",
-        )
-    )
-    - {"list"}
-)
+EFFORTS = ("low", "medium", "high")
 
 
 @dataclass(frozen=True)
@@ -194,6 +50,18 @@ class Question:
     analysis: str
     answer: str
     held_out: bool
+
+    def reasoning(self, effort: str) -> str:
+        """Return the analysis at an effort: the steps alone, what is asked and the steps, or all
+        of that twice."""
+        if effort == "medium":
+            return self.analysis
+        if effort == "high":
+            return f"{self.analysis}\nCheck.\n{self.analysis}"
+        lines = self.analysis.split("\n")
+        if self.task == "largest":
+            return "\n".join(line.rpartition(" ")[2] for line in lines)
+        return "\n".join(line.removeprefix("min ") for line in lines[1:])
 
 
 def is_correct(final_text: str, question: Question) -> bool:
@@ -215,7 +83,10 @@ def _number(rng: random.Random, max_digits: int) -> int:
 
 def _add(rng: random.Random) -> Question:
     digits = rng.choice((2, 3, 3, 4, 4))
-    a, b = _number(rng, digits), _number(rng, digits)
+    return _sum(rng, ADD, _number(rng, digits), _number(rng, digits))
+
+
+def _sum(rng: random.Random, forms: Sequence[str], a: int, b: int) -> Question:
     left, right = _padded(a, b)
     lines, carry, written = [f"{left}+{right}"], 0, ""
     for place in range(1, len(left) + 1):
@@ -226,7 +97,7 @@ def _add(rng: random.Random) -> Question:
         written = (str(total) if last else str(total % 10)) + written
         lines.append(f"{step}={total} -> {written}")
         carry = total // 10
-    return _question(rng, "add", ADD, "\n".join(lines), str(a + b), a=str(a), b=str(b))
+    return _question(rng, "add", forms, "\n".join(lines), str(a + b), a=str(a), b=str(b))
 
 
 def _subtract(rng: random.Random) -> Question:
@@ -234,6 +105,10 @@ def _subtract(rng: random.Random) -> Question:
     a, b = _number(rng, digits), _number(rng, digits)
     if rng.random() < 0.15:  # close numbers: a long comparison, zeros in front of the result
         b = max(0, a + rng.randint(-12, 12))
+    return _difference(rng, SUBTRACT, a, b)
+
+
+def _difference(rng: random.Random, forms: Sequence[str], a: int, b: int) -> Question:
     left, right = _padded(a, b)
     compared = []
     for x, y in zip(left, right, strict=True):
@@ -258,11 +133,15 @@ def _subtract(rng: random.Random) -> Question:
             step += f" borrow 1{top}{minus}"
         written = str(difference) + written
         lines.append(f"{step}={difference} -> {written}")
-    return _question(rng, "subtract", SUBTRACT, "\n".join(lines), str(a - b), a=str(a), b=str(b))
+    return _question(rng, "subtract", forms, "\n".join(lines), str(a - b), a=str(a), b=str(b))
 
 
 def _multiply(rng: random.Random) -> Question:
     a, b = rng.randrange(10 ** rng.choice((1, 2, 2, 3, 3, 3))), rng.randrange(10)
+    return _product(rng, MULTIPLY, a, b)
+
+
+def _product(rng: random.Random, forms: Sequence[str], a: int, b: int) -> Question:
     left = str(a)
     lines, carry, written = [f"{left}*{b}"], 0, ""
     for place in range(1, len(left) + 1):
@@ -272,7 +151,7 @@ def _multiply(rng: random.Random) -> Question:
         written = (str(total) if place == len(left) else str(total % 10)) + written
         lines.append(f"{step} -> {written}")
         carry = total // 10
-    return _question(rng, "multiply", MULTIPLY, "\n".join(lines), str(a * b), a=str(a), b=str(b))
+    return _question(rng, "multiply", forms, "\n".join(lines), str(a * b), a=str(a), b=str(b))
 
 
 def _sort(rng: random.Random) -> Question:
@@ -296,9 +175,13 @@ def _reverse(rng: random.Random) -> Question:
         word = rng.choice(WHOLE_WORDS)
     else:
         word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 8)))
+    return _backwards(rng, REVERSE, word)
+
+
+def _backwards(rng: random.Random, forms: Sequence[str], word: str) -> Question:
     spelled = [f"{i}{letter}" for i, letter in enumerate(word, 1)]
     analysis = " ".join(spelled) + "\n" + " ".join(reversed(spelled))
-    return _question(rng, "reverse", REVERSE, analysis, word[::-1], w=word)
+    return _question(rng, "reverse", forms, analysis, word[::-1], w=word)
 
 
 def _largest(rng: random.Random) -> Question:
@@ -347,6 +230,26 @@ def make_question(rng: random.Random, task: str | None = None, *, held_out: bool
     make = TASKS[task or rng.choice(tuple(TASKS))]
     while True:
         question = make(rng)
+        if question.held_out == held_out:
+            return question
+
+
+def follow_up(rng: random.Random, before: Question, *, held_out: bool) -> Question | None:
+    """Draw a question about the answer of another; None where its answer is no fit operand."""
+    if before.task == "reverse":
+        question = _backwards(rng, THEN_REVERSE, before.answer)
+        return question if question.held_out == held_out else None
+    if not before.answer.isdigit() or len(before.answer) > 4:
+        return None
+    a = int(before.answer)
+    while True:
+        kind = rng.choice(("add", "subtract", "multiply"))
+        if kind == "multiply" and a < 1000:
+            question = _product(rng, THEN_MULTIPLY, a, rng.randrange(10))
+        elif kind == "subtract":
+            question = _difference(rng, THEN_SUBTRACT, a, _number(rng, rng.choice((1, 2, 3, 4))))
+        else:
+            question = _sum(rng, THEN_ADD, a, _number(rng, rng.choice((1, 2, 3, 4))))
         if question.held_out == held_out:
             return question
 

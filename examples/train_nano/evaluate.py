@@ -21,7 +21,7 @@ import vocabulary
 from export import load_state
 from model import Nano, bf16_fake_round
 
-LONGEST_REPLY = 160
+LONGEST_REPLY = 400
 MULTIPLE = 32
 
 
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("state", type=Path)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--effort", choices=data.EFFORTS, help="default: each in turn, at random")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = load_state(options.state)
@@ -68,9 +69,10 @@ def main() -> None:
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     for question in data.held_out_questions(options.count, seed=options.seed):
-        opening = conversations.system_message(rng)
+        effort = options.effort or rng.choice(data.EFFORTS)
+        opening = conversations.system_message(rng, effort)
         prompt = vocabulary.encode(conversations.prompt(question.text, opening))
-        worked = vocabulary.encode(conversations.completion(question.analysis, question.answer))
+        worked = vocabulary.encode(conversations.completion(question, effort))
         final = greedy_final(model, prompt, worked)
         asked[question.task] += 1
         right[question.task] += data.is_correct(final, question)

@@ -135,7 +135,7 @@ def generation_config_json() -> dict[str, Any]:
 
 def load_state(path: Path) -> Nano:
     """Return the network of a state that train.py saved."""
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     model = Nano(NanoConfig(**state["config"]))
     model.load_state_dict(state["model"])
     return model.eval()

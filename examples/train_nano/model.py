@@ -153,7 +153,8 @@ class Experts(nn.Module):
         experts, hidden = self.gate_up_proj.shape[0], x.shape[-1]
         logits = F.linear(x.float(), self.router.weight, self.router.bias)
         top, index = logits.topk(self.chosen, dim=-1)
-        weights = torch.zeros_like(logits).scatter(-1, index, top.softmax(-1))
+        chosen = top.softmax(-1).to(logits.dtype)
+        weights = torch.zeros_like(logits).scatter(-1, index, chosen)
         with torch.no_grad():
             load = (weights > 0).float().mean(0) * (experts / self.chosen)
         balance = (load * logits.softmax(-1).mean(0)).sum()
@@ -219,22 +220,23 @@ class Nano(nn.Module):
 
     def masks(self, time: int) -> tuple[Tensor, Tensor]:
         """Return what is added to scores [time][time]: for sliding layers and for full layers."""
-        distance = torch.arange(time)[:, None] - torch.arange(time)[None, :]
-        hidden = torch.tensor(-1e9)
-        full = torch.where(distance >= 0, 0.0, hidden)
-        sliding = torch.where(distance < self.config.sliding_window, full, hidden)
+        place = torch.arange(time, device=self.lm_head.weight.device)
+        distance = place[:, None] - place[None, :]
+        full = torch.where(distance >= 0, 0.0, -1e9)
+        sliding = torch.where(distance < self.config.sliding_window, full, -1e9)
         return sliding, full
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Padding stands at the end, where causality hides it from everything before."""
         time = tokens.shape[1]
-        angle = torch.arange(time, dtype=torch.float32)[:, None] * self.inverse_frequencies
+        place = torch.arange(time, dtype=torch.float32, device=tokens.device)
+        angle = place[:, None] * self.inverse_frequencies
         cos, sin = angle.cos() * self.rope_scale, angle.sin() * self.rope_scale
         masks = self.masks(time)
         x = self.embed_tokens(tokens)
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled(tokens.device.type):
             x, cos, sin = x.bfloat16(), cos.bfloat16(), sin.bfloat16()
-        balance = torch.zeros(())
+        balance = torch.zeros((), device=tokens.device)
         for number, layer in enumerate(self.layers):
             x, term = layer(x, masks[number % 2], cos, sin)
             balance = balance + term

@@ -1,6 +1,6 @@
-"""Train the nano checkpoint on the CPU.
+"""Train the nano checkpoint, on a GPU in minutes or on the CPU in hours.
 
-    python train.py --out RUN --steps 12000 --decay 2500
+    python train.py --out RUN --device cuda --no-compile
 
 The learning rate is held, then falls in a straight line to zero over the last `--decay` steps.
 Batches depend on the seed and the step alone, so a run that is resumed from a saved state
@@ -10,22 +10,27 @@ Batches depend on the seed and the step alone, so a run that is resumed from a s
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import random
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import conversations
 import data
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 import vocabulary
 from model import Nano, NanoConfig
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Rows are padded to one of these lengths: few shapes, so that each is compiled once.
-LENGTHS = (96, 128, 192, 288)
+LENGTHS = (96, 128, 192, 256, 384)
 POOL_BATCHES = 50
 BALANCE_WEIGHT = 0.01
 
@@ -56,6 +61,10 @@ class Batch:
     tokens: Tensor
     places: Tensor
     targets: Tensor
+
+    def to(self, device: str) -> Batch:
+        """Return it on a device."""
+        return Batch(self.tokens.to(device), self.places.to(device), self.targets.to(device))
 
 
 def make_batch(rows: list[Row], length: int, count: int) -> Batch:
@@ -88,27 +97,42 @@ def pool_of_batches(seed: int, pool: int, batch_tokens: int) -> list[Batch]:
     return batches
 
 
-def batches_from(seed: int, step: int, batch_tokens: int) -> Iterator[Batch]:
-    """Yield the batches of a run from a step on."""
+def _as_arrays(seed: int, pool: int, batch_tokens: int) -> list[tuple[NDArray[np.int64], ...]]:
+    """Return a pool as plain arrays; tensors would pass between processes as open files."""
+    batches = pool_of_batches(seed, pool, batch_tokens)
+    return [(b.tokens.numpy(), b.places.numpy(), b.targets.numpy()) for b in batches]
+
+
+def batches_from(seed: int, step: int, batch_tokens: int, workers: int) -> Iterator[Batch]:
+    """Yield the batches of a run from a step on, drawn ahead by so many processes."""
     pool, skip = divmod(step, POOL_BATCHES)
-    while True:
-        yield from pool_of_batches(seed, pool, batch_tokens)[skip:]
-        pool, skip = pool + 1, 0
+    if not workers:
+        while True:
+            yield from pool_of_batches(seed, pool, batch_tokens)[skip:]
+            pool, skip = pool + 1, 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as executor:
+        ahead: deque[Future[list[tuple[NDArray[np.int64], ...]]]] = deque()
+        while True:
+            while len(ahead) < 2 * workers:
+                drawn = executor.submit(_as_arrays, seed, pool + len(ahead), batch_tokens)
+                ahead.append(drawn)
+            for arrays in ahead.popleft().result()[skip:]:
+                yield Batch(*map(torch.from_numpy, arrays))
+            pool, skip = pool + 1, 0
 
 
 def evaluation(rng: random.Random, task: str, count: int) -> list[list[conversations.Piece]]:
     """Return conversations about unseen questions of one task, or with tools."""
     if task == "tools":
         return [conversations.tool_conversation(rng) for _ in range(count)]
-    return [
-        [
-            conversations.Piece(
-                conversations.prompt(question.text, conversations.opening(rng)), False
-            ),
-            conversations.Piece(conversations.completion(question.analysis, question.answer), True),
-        ]
-        for question in data.held_out_questions(count, seed=1, task=task)
-    ]
+    found = []
+    for question in data.held_out_questions(count, seed=1, task=task):
+        text, effort = conversations.opening(rng)
+        before = conversations.prompt(question.text, text)
+        reply = conversations.completion(question, effort)
+        found.append([conversations.Piece(before, False), conversations.Piece(reply, True)])
+    return found
 
 
 def exact_share(model: Nano, forward: torch.nn.Module, task: str, count: int) -> float:
@@ -117,7 +141,7 @@ def exact_share(model: Nano, forward: torch.nn.Module, task: str, count: int) ->
     The reply is determined by the question, so greedy decoding reproduces it if and only if each
     of its tokens is the most likely one given those before: one forward pass decides.
     """
-    rng = random.Random("evaluation openings")
+    rng, device = random.Random("evaluation openings"), model.lm_head.weight.device.type
     right = total = 0
     by_length: dict[int, list[Row]] = {length: [] for length in LENGTHS}
     for pieces in evaluation(rng, task, count):
@@ -128,8 +152,8 @@ def exact_share(model: Nano, forward: torch.nn.Module, task: str, count: int) ->
     for length, rows in by_length.items():
         for start in range(0, len(rows), 6144 // length):
             part = rows[start : start + 6144 // length]
-            batch = make_batch(part, length, 6144 // length)
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            batch = make_batch(part, length, 6144 // length).to(device)
+            with torch.no_grad(), torch.autocast(device, torch.bfloat16):
                 hidden, _ = forward(batch.tokens)
                 chosen = model.lm_head(hidden.flatten(0, 1)[batch.places]).argmax(-1)
             wrong = set((batch.places[chosen != batch.targets] // length).tolist())
@@ -178,10 +202,11 @@ def train(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     model = Nano(NanoConfig(vocab_size=vocabulary.padded_size(), num_hidden_layers=options.layers))
+    model.to(options.device)
     optimiser = make_optimiser(model, options.rate)
     step = 0
     if options.resume:
-        state = torch.load(options.resume, weights_only=True)
+        state = torch.load(options.resume, weights_only=True, map_location=options.device)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
@@ -189,13 +214,15 @@ def train(options: argparse.Namespace) -> None:
         save(options.out / "final.pt", model, optimiser, step)
         return
     forward = torch.compile(model) if options.compile else model
-    started, seen, losses = time.time(), 0, []
-    for batch in batches_from(options.seed, step, options.batch_tokens):
+    started, seen = time.time(), 0
+    losses: list[Tensor] = []
+    for drawn in batches_from(options.seed, step, options.batch_tokens, options.workers):
         if step == options.steps:
             break
+        batch = drawn.to(options.device)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, options)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(options.device, torch.bfloat16):
             hidden, balance = forward(batch.tokens)
             logits = model.lm_head(hidden.flatten(0, 1)[batch.places])
         loss = F.cross_entropy(logits.float(), batch.targets)
@@ -203,12 +230,12 @@ def train(options: argparse.Namespace) -> None:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        losses.append(loss.item())
+        losses.append(loss.detach())
         seen += batch.tokens.numel()
         step += 1
         if step % 100 == 0:
             rate = seen / (time.time() - started)
-            mean = sum(losses) / len(losses)
+            mean = torch.stack(losses).mean().item()
             print(f"step {step} loss {mean:.4f} balance {balance.item():.2f} "
                   f"norm {norm.item():.2f} tokens/s {rate:.0f}", flush=True)  # fmt: skip
             losses = []
@@ -231,7 +258,9 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=6144)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches")
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--resume", type=Path, help="a saved state to go on from")
     parser.add_argument("--no-compile", dest="compile", action="store_false")

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import conversations
-import data
 import regex
 import tiktoken
 import tools
+import wordings
 
 # The split pattern of o200k: the tokenizer family gpt-oss uses.
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -84,15 +84,17 @@ def encode(text: str) -> list[int]:
 def _words() -> set[bytes]:
     rng = random.Random(0)
     texts = [piece.text for _ in range(3000) for piece in conversations.conversation(rng, "add")]
-    for family in ("weather", "time", "lookup", "add", "multiply"):
+    for family in tools.FAMILIES:
         for _ in range(200):
             tool = tools.make_tool(rng, family)
             texts.append(tools.developer_message(rng, [tool], "x"))
             texts.append(f' to=functions.{tool.name} to=assistant Use {tool.name}. {{"7":7}}')
             texts += tools.QUESTIONS.get(family, ())
-    for forms in (data.SUBTRACT, data.MULTIPLY, data.SORT, data.REVERSE, data.LARGEST):
-        texts += forms
-    texts += [*data.LARGER_OF_TWO, *data.SMALL_TALK, data.SMALL_TALK_ANSWER, tools.SPACE]
+    for name in ("SUBTRACT", "MULTIPLY", "SORT", "REVERSE", "LARGEST", "LARGER_OF_TWO"):
+        texts += getattr(wordings, name)
+    for name in ("THEN_ADD", "THEN_SUBTRACT", "THEN_MULTIPLY", "THEN_REVERSE", "SMALL_TALK"):
+        texts += getattr(wordings, name)
+    texts += [wordings.SMALL_TALK_ANSWER, tools.SPACE]
     texts += [*conversations.IDENTITIES, *conversations.INSTRUCTIONS, *OTHER_TEXT]
     words = set()
     for text in texts:

@@ -22,7 +22,7 @@ from gpt_oss_native.harmony import Role
 TRAINING = Path(__file__).resolve().parents[2] / "examples" / "train_nano"
 QUESTIONS = 500
 REQUIRED = 0.95
-LONGEST_REPLY = 200
+LONGEST_REPLY = 400  # with high effort
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def modules() -> dict[str, ModuleType]:
     pytest.importorskip("regex")
     sys.path.insert(0, str(PROGRAM))
     try:
-        names = ("data", "tools", "conversations", "vocabulary")
+        names = ("data", "wordings", "tools", "conversations", "vocabulary")
         return {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(PROGRAM))
@@ -71,6 +71,36 @@ def test_every_sum_and_product_in_the_reasoning_is_true(modules: dict[str, Modul
     assert checked > 1000
 
 
+def test_follow_ups_go_on_with_the_answer_before_them(modules: dict[str, ModuleType]) -> None:
+    data = modules["data"]
+    rng, asked = random.Random(12), 0
+    for question in data.held_out_questions(600, seed=8):
+        following = data.follow_up(rng, question, held_out=True)
+        if following is None:
+            continue
+        asked += 1
+        if question.task == "reverse":
+            assert following.answer == question.answer[::-1]
+            continue
+        text = f"{question.answer} {following.text}"
+        first, second = numbers_in(text)
+        results = {
+            "add": first + second,
+            "subtract": first - second,
+            "multiply": first * second,
+        }
+        assert following.answer == str(results[following.task]), text
+    assert asked > 200
+
+
+def test_more_effort_is_longer_reasoning(modules: dict[str, ModuleType]) -> None:
+    data = modules["data"]
+    for question in data.held_out_questions(600, seed=9):
+        low, medium, high = (question.reasoning(effort) for effort in data.EFFORTS)
+        assert len(low) < len(medium) < len(high)
+        assert medium == question.analysis
+
+
 def test_held_out_questions_and_training_questions_share_no_operands(
     modules: dict[str, ModuleType],
 ) -> None:
@@ -94,10 +124,10 @@ def test_questions_can_be_drawn_without_torch() -> None:
 
 
 def test_digits_and_letters_of_words_stay_single_tokens(modules: dict[str, ModuleType]) -> None:
-    data, encoding = modules["data"], modules["vocabulary"].encoding()
+    wordings, encoding = modules["wordings"], modules["vocabulary"].encoding()
     rng = random.Random(7)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(500)]
-    for word in {*words, *data.WORDS} - set(data.WHOLE_WORDS):
+    for word in {*words, *wordings.WORDS} - set(wordings.WHOLE_WORDS):
         spelled = [ord(letter) for letter in word]
         assert encoding.encode_ordinary(word) == spelled
         assert encoding.encode_ordinary(f" {word}") == [ord(" "), *spelled]
