@@ -2,65 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-
-@dataclass(frozen=True)
-class LinearCase:
-    """``linear``: x [tokens][k] times weight [n][k] transposed."""
-
-    name: str
-    n: int
-    k: int
-    bias: bool = True
-
-
-@dataclass(frozen=True)
-class AttentionCase:
-    """``attention``: query heads and key/value heads of 64, a window or None."""
-
-    name: str
-    heads: int
-    kv_heads: int
-    window: int | None
-    size: int = 64
-
-
-@dataclass(frozen=True)
-class MoeCase:
-    """``router_topk`` and ``moe``: [experts][2 * width][hidden] and [experts][hidden][width]."""
-
-    name: str
-    experts: int
-    top_k: int
-    hidden: int
-    width: int
-    limit: float = 7.0
-
-
-HIDDEN = 2880
-VOCAB = 201_088
-
-PUBLISHED_LINEAR = (
-    LinearCase("q_proj", 64 * 64, HIDDEN),
-    LinearCase("k_proj", 8 * 64, HIDDEN),
-    LinearCase("o_proj", HIDDEN, 64 * 64),
-    LinearCase("router_20b", 32, HIDDEN),
-    LinearCase("router_120b", 128, HIDDEN),
-    LinearCase("unembedding", VOCAB, HIDDEN, bias=False),
+from gpt_oss_native.bench.cases import (
+    HIDDEN,
+    PUBLISHED_ATTENTION,
+    PUBLISHED_LINEAR,
+    PUBLISHED_MOE,
+    VOCAB,
+    AttentionCase,
+    LinearCase,
+    MoeCase,
 )
-PUBLISHED_ATTENTION = (
-    AttentionCase("window", 64, 8, 128),
-    AttentionCase("full", 64, 8, None),
-)
-PUBLISHED_MOE = (
-    MoeCase("20b", 32, 4, HIDDEN, HIDDEN),
-    MoeCase("120b", 128, 4, HIDDEN, HIDDEN),
-)
+
+__all__ = [
+    "HIDDEN",
+    "HISTORIES",
+    "PUBLISHED_ATTENTION",
+    "PUBLISHED_LINEAR",
+    "PUBLISHED_MOE",
+    "SMALL_ATTENTION",
+    "SMALL_LINEAR",
+    "SMALL_MOE",
+    "TOKENS",
+    "VOCAB",
+    "AttentionCase",
+    "LinearCase",
+    "MoeCase",
+    "strided",
+]
+
 
 # Widths are multiples of 32 (one MXFP4 block) and of nothing larger, row counts are odd, so that
 # every vector length meets its tail.

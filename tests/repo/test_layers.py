@@ -46,7 +46,7 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 NEEDED = {"numpy", "tiktoken"}  # the whole run-time list of the base wheel
 EXTRAS = {"huggingface_hub", "rich", "starlette", "uvicorn", "llguidance"}
-EXTRAS |= {"ipykernel", "jupyter_client"}
+EXTRAS |= {"ipykernel", "jupyter_client", "matplotlib"}
 HEAVY = EXTRAS | {"torch", "transformers", "safetensors", "tokenizers", "openai_harmony"}
 
 

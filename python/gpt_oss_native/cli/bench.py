@@ -1,89 +1,140 @@
-"""``gpt-oss-native bench``: prefill and decode speed of a model on this machine."""
+"""``gpt-oss-native bench``: speed of a model, or of every op, on this machine."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgument
 from . import options
 
 if TYPE_CHECKING:
-    from ..bench import ModelBench
+    from ..bench.memory import ProcessMemory
+    from ..bench.model import ModelBench, ModelBencher
 
 _EPILOG = """\
 decode reads a known number of bytes a token; "read" is the share of the read bandwidth that was
 measured in turn with it (blank where the weights fit in the last-level cache). Medians of the
-repeats; the zones come from one more run.
+repeats; the zones come from one more run. --ops measures ops at the shapes of both published models
+instead, cold, beside the read bandwidth and the arithmetic peak of the same run; it takes minutes:
+name ops, or --filter. --compare says which lines of two --json files differ by more than noise.
 """
 
 
 def add_parser(commands: options.Commands) -> None:
     """Declares the command."""
     parser = options.add_command(
-        commands, "bench", run, "measure prefill and decode speed", epilog=_EPILOG
+        commands, "bench", run, "measure the speed of a model, or of every op", epilog=_EPILOG
     )
     options.add_model_option(parser)
     parser.add_argument(
         "--prefill",
         type=int,
-        default=512,
+        nargs="+",
+        default=[512],
         metavar="N",
         help="tokens; 0 leaves it out (default: 512)",
     )
     parser.add_argument(
-        "--decode", type=int, default=64, metavar="N", help="tokens; 0 leaves it out (default: 64)"
+        "--decode",
+        type=int,
+        nargs="+",
+        default=[64],
+        metavar="N",
+        help="tokens; 0 leaves it out (default: 64)",
     )
     parser.add_argument(
-        "--depth", type=int, default=0, metavar="N", help="tokens in the cache before (default: 0)"
+        "--depth",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="tokens in the cache before (default: 0)",
     )
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--repeats", type=int, metavar="N", help="default: 3, for ops 15")
+    parser.add_argument(
+        "--ops", nargs="*", metavar="OP", help="measure ops, all or those named, not a model"
+    )
     options.add_engine_options(parser)
+    # Imported here: they are light, and what they describe is not this module's.
+    from ..bench import arguments
+
+    arguments.add_measuring_options(parser)
+    arguments.add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints and returns the exit code."""
-    if args.prefill <= 0 and args.decode <= 0:
+    from ..bench import run as bench_run
+
+    if args.compare:
+        return bench_run.write_comparison(args.compare, sys.stdout.write)
+    if args.ops is not None:
+        args.device = "cpu" if args.device == "auto" else args.device
+        args.repeats = 15 if args.repeats is None else args.repeats
+        return bench_run.run_ops(args.ops, args, sys.stdout.write)
+    return _run_model(args)
+
+
+def _run_model(args: argparse.Namespace) -> int:
+    from ..bench import run as bench_run
+    from ..bench.memory import process_memory
+    from ..bench.model import ModelBencher
+
+    counts = [n for n in (*args.prefill, *args.decode) if n > 0]
+    if not counts:
         raise InvalidArgument("[bench] expected tokens to measure, --prefill and --decode are 0")
-    from dataclasses import asdict
-
-    from ..bench import ModelBencher
-    from .terminal import table
-
     with options.load_model(args) as model:
         bencher = ModelBencher(
             model,
             precision=args.precision,
             dense=args.dense,
             num_threads=args.threads or 0,
-            repeats=args.repeats,
+            repeats=3 if args.repeats is None else args.repeats,
         )
-        results = []
-        if args.prefill > 0:
-            results.append(bencher.prefill(args.prefill, depth=args.depth))
-        if args.decode > 0:
-            results.append(bencher.decode(args.decode, depth=args.depth))
-    if args.json:
-        sys.stdout.writelines(json.dumps(asdict(result)) + "\n" for result in results)
-        return 0
-    first = results[0]
-    blocks = [
-        f"{first.model} on {first.engine}, precision {first.precision}, dense {first.dense}",
-        table(list(_rows(results))),
-        *(table(list(_zone_rows(result))) for result in results),
-    ]
-    bandwidths = [r.read_bytes_per_second for r in results if r.read_bytes_per_second]
-    if bandwidths:
-        blocks.insert(1, f"  read bandwidth {bandwidths[0] / 1e9:.1f} GB/s, measured in turn")
-    sys.stdout.write("\n".join(blocks) + "\n")
+        results = list(_results(bencher, args))
+        memory = process_memory()
+    lines = [result.line() for result in results]
+    if args.json == "-":
+        sys.stdout.writelines(line.json() + "\n" for line in lines)
+    else:
+        sys.stdout.write(_report(results, memory))
+    bench_run.keep(lines, args, {"engine": results[0].engine})
     return 0
 
 
-def _rows(results: list[ModelBench]) -> Iterator[list[str]]:
+def _results(bencher: ModelBencher, args: argparse.Namespace) -> Iterator[ModelBench]:
+    for measure, counts in ((bencher.prefill, args.prefill), (bencher.decode, args.decode)):
+        for count in counts:
+            for depth in args.depth:
+                if count > 0:
+                    yield measure(count, depth=depth)
+
+
+def _report(results: Sequence[ModelBench], memory: ProcessMemory | None) -> str:
+    from .terminal import size, table
+
+    first = results[0]
+    blocks = [f"{first.model} on {first.engine}, precision {first.precision}, dense {first.dense}"]
+    bandwidths = [r.read_bytes_per_second for r in results if r.read_bytes_per_second]
+    if bandwidths:
+        blocks.append(f"  read bandwidth {bandwidths[0] / 1e9:.1f} GB/s, measured in turn")
+    busy = max((r.others or 0.0 for r in results), default=0.0)
+    if busy >= 0.05:
+        blocks.append(f"  other programs kept up to {busy:.2f} CPUs busy meanwhile")
+    if memory is not None:
+        blocks.append(
+            f"  private memory {size(memory.private)}, mapped files {size(memory.file)}, "
+            f"{memory.major_faults} pages read from disk"
+        )
+    blocks.append(table(list(_rows(results))))
+    blocks += [table(list(_zone_rows(result))) for result in results]
+    return "\n".join(blocks) + "\n"
+
+
+def _rows(results: Sequence[ModelBench]) -> Iterator[list[str]]:
     """Rows of a table of results, heading first."""
     from .terminal import size
 

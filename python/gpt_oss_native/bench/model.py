@@ -11,17 +11,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from . import _core
-from .errors import InvalidArgument
-from .model import Model
-from .sampling import GREEDY
-from .session import Session
+from .. import _core
+from ..errors import InvalidArgument
+from ..model import Model
+from ..sampling import GREEDY
+from ..session import Session
+from .lines import Line
+from .machine import OthersWatch, last_level_cache_bytes
 
 _MIN_SWEEP_BYTES = 1 << 30
 _SWEEP_CACHES = 4  # a sweep over so many last-level caches comes from memory
@@ -44,6 +45,7 @@ class ModelBench:
             nothing (CUDA, or weights that fit in the last-level cache).
         share: ``bytes_per_second / read_bytes_per_second``, the median of the pairs.
         zones: name to (calls, seconds) a run, from a traced run of its own.
+        others: CPUs that other programs kept busy during the repeats; None where unknown.
     """
 
     op: str
@@ -61,6 +63,29 @@ class ModelBench:
     read_bytes_per_second: float | None = None
     share: float | None = None
     zones: dict[str, tuple[int, float]] = field(default_factory=dict)
+    others: float | None = None
+
+    def line(self) -> Line:
+        """The time, bytes and operations of one token, and all else beside them."""
+        per_token = tuple(seconds / self.tokens for seconds in self.seconds)
+        device, _, rest = self.engine.partition(" ")
+        words = rest.replace(",", "").split()
+        return Line(
+            op=self.op,
+            case=f"{self.model} {self.dense} {self.precision} {self.tokens} at {self.depth}",
+            device=device,
+            engine=words[0] if words else device,
+            threads=int(words[1]) if len(words) > 1 and words[1].isdigit() else 0,
+            warm=True,
+            seconds=per_token,
+            num_bytes=self.token_bytes,
+            operations=None
+            if self.gflops is None
+            else self.gflops * 1e9 * statistics.median(per_token),
+            read_peak=self.read_bytes_per_second,
+            others=self.others,
+            extra=asdict(self),
+        )
 
 
 class ModelBencher:
@@ -102,7 +127,9 @@ class ModelBencher:
                 return time.perf_counter() - start
 
             run()  # faults pages in, grows the workspace
+            others = OthersWatch()
             seconds = [run() for _ in range(self._repeats)]
+            busy = others.cpus()
             zones = self._traced(run)
         rate = tokens / statistics.median(seconds)
         report, config = self._model.report(), self._model.config
@@ -117,6 +144,7 @@ class ModelBencher:
             tokens_per_second=rate,
             gflops=flops * rate / tokens / 1e9,
             zones=zones,
+            others=busy,
         )
 
     def decode(self, tokens: int, *, depth: int = 0) -> ModelBench:
@@ -138,12 +166,14 @@ class ModelBencher:
                 return time.perf_counter() - start
 
             run()
+            others = OthersWatch()
             seconds: list[float] = []
             bandwidths: list[float] = []
             for _ in range(self._repeats):
                 if sweep is not None:
                     bandwidths.append(_core.read_bandwidth(sweep, self._num_threads))
                 seconds.append(run())
+            busy = others.cpus()
             zones = self._traced(run)
         rate = tokens / statistics.median(seconds)
         pairs = zip(seconds, bandwidths, strict=False)
@@ -160,6 +190,7 @@ class ModelBencher:
             read_bytes_per_second=statistics.median(bandwidths) if bandwidths else None,
             share=statistics.median(shares) if shares else None,
             zones=zones,
+            others=busy,
         )
 
     def token_bytes(self, position: int) -> int:
@@ -206,16 +237,6 @@ class ModelBencher:
             return self._model.trace_totals()
         finally:
             self._model.trace(on=False)
-
-
-def last_level_cache_bytes() -> int:
-    """Bytes of the largest cache of the first CPU; 0 where the system does not say."""
-    sizes = [0]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        if text.endswith("K") and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) << 10)
-    return max(sizes)
 
 
 def _sweep_bytes(token_bytes: int) -> int | None:

@@ -1,0 +1,11 @@
+"""linear_int8
+
+python benchmarks/bench_linear_int8.py --threads 1 --json before.json
+"""
+
+from __future__ import annotations
+
+from gpt_oss_native.bench.run import run_op
+
+if __name__ == "__main__":
+    raise SystemExit(run_op("linear_int8", __doc__))

@@ -1,0 +1,11 @@
+"""linear_mxfp4
+
+python benchmarks/bench_linear_mxfp4.py --threads 1 --json before.json
+"""
+
+from __future__ import annotations
+
+from gpt_oss_native.bench.run import run_op
+
+if __name__ == "__main__":
+    raise SystemExit(run_op("linear_mxfp4", __doc__))

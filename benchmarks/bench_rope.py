@@ -1,0 +1,11 @@
+"""rope
+
+python benchmarks/bench_rope.py --threads 1 --json before.json
+"""
+
+from __future__ import annotations
+
+from gpt_oss_native.bench.run import run_op
+
+if __name__ == "__main__":
+    raise SystemExit(run_op("rope", __doc__))

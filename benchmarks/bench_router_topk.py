@@ -1,0 +1,11 @@
+"""router_topk
+
+python benchmarks/bench_router_topk.py --threads 1 --json before.json
+"""
+
+from __future__ import annotations
+
+from gpt_oss_native.bench.run import run_op
+
+if __name__ == "__main__":
+    raise SystemExit(run_op("router_topk", __doc__))
