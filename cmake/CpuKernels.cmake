@@ -14,7 +14,9 @@ function(gptoss_add_cpu_kernels target)
   gptoss_add_isa(${target} scalar)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
     gptoss_add_isa(${target} avx2 -mavx2 -mfma -mf16c -mbmi2)
-    gptoss_add_isa(${target} avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+    set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
       -mavx2 -mfma -mf16c -mbmi2 -mprefer-vector-width=512)
+    gptoss_add_isa(${target} avx512 ${avx512})
+    gptoss_add_isa(${target} amx ${avx512} -mavx512vbmi -mavx512bf16 -mamx-tile -mamx-bf16)
   endif()
 endfunction()

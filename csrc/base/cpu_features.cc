@@ -10,11 +10,15 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace gptoss {
 namespace {
 
-constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
+constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
 
 #if defined(__x86_64__)
 
@@ -26,9 +30,9 @@ struct Registers {
 };
 
 // Zeros for a leaf that the processor does not have.
-Registers cpuid(std::uint32_t leaf) {
+Registers cpuid(std::uint32_t leaf, std::uint32_t subleaf = 0) {
   Registers r;
-  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
   return r;
 }
 
@@ -43,6 +47,30 @@ std::uint64_t saved_states() {
   std::uint32_t high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return static_cast<std::uint64_t>(high) << 32 | low;
+}
+
+// Asks the kernel for the tiles' state, which it hands out by process since it enlarges the frames
+// of signals; refused where a thread's alternate stack is too small for them, and by old kernels.
+// Threads and children of os.fork inherit it (Linux, Documentation/arch/x86/xstate.rst).
+bool tiles_granted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+// Of a processor with AVX-512. Intel SDM volume 1, 18.2, and the table of CPUID leaf 7.
+bool has_amx(const Registers& extended, std::uint64_t states) {
+  constexpr std::uint32_t kVbmi = 1u << 1;                           // ecx
+  constexpr std::uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // edx
+  constexpr std::uint32_t kAvx512Bf16 = 1u << 5;                     // eax of subleaf 1
+  constexpr std::uint64_t kTileStates = 0x60000;                     // configuration and data
+  return has_bits(extended.ecx, kVbmi) && has_bits(extended.edx, kAmxBf16 | kAmxTile) &&
+         has_bits(cpuid(7, 1).eax, kAvx512Bf16) && has_bits(states, kTileStates) && tiles_granted();
 }
 
 // Intel SDM volume 1, 14.3 and 15.2 to 15.4: the instructions, and the state behind them.
@@ -60,7 +88,8 @@ Isa highest_isa() {
   if (!has_bits(states, kYmmState) || !has_bits(extended.ebx, kAvx2 | kBmi2)) return Isa::kScalar;
   const bool avx512 = has_bits(states, kZmmState) && has_bits(extended.ebx, kF | kDq | kBw | kVl) &&
                       has_bits(extended.ecx, kVnni);
-  return avx512 ? Isa::kAvx512 : Isa::kAvx2;
+  if (!avx512) return Isa::kAvx2;
+  return has_amx(extended, states) ? Isa::kAmx : Isa::kAvx512;
 }
 
 std::string cpuid_brand() {
@@ -101,6 +130,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAmx:
+      return "amx";
   }
   return "unknown";
 }
@@ -113,7 +144,7 @@ Isa isa_from_name(const std::string& name) {
                    "; choose a lower one or unset GPT_OSS_NATIVE_ISA");
     return isa;
   }
-  throw InvalidArgument(cat("[isa_from_name] expected scalar, avx2 or avx512, got \"", name,
+  throw InvalidArgument(cat("[isa_from_name] expected scalar, avx2, avx512 or amx, got \"", name,
                             "\"; check GPT_OSS_NATIVE_ISA"));
 }
 

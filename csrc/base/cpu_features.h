@@ -6,8 +6,9 @@
 
 namespace gptoss {
 
-// Portable code; AVX2 with FMA and F16C; AVX-512 F, BW, DQ, VL with VNNI.
-enum class Isa { kScalar, kAvx2, kAvx512 };
+// Portable code; AVX2 with FMA and F16C; AVX-512 F, BW, DQ, VL with VNNI; that with VBMI, BF16 and
+// the tiles of AMX for bf16, which the operating system grants a process that asks.
+enum class Isa { kScalar, kAvx2, kAvx512, kAmx };
 
 const char* isa_name(Isa isa);
 // Throws InvalidArgument for an unknown name, DeviceError for one this machine lacks.

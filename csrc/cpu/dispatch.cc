@@ -11,6 +11,7 @@ const KernelTable& kernels_for(Isa isa) {
                  "[kernels_for] expected an instruction set of this machine,", " got ",
                  isa_name(isa), "; use one of gpt-oss-native info");
 #if defined(__x86_64__)
+  if (isa == Isa::kAmx) return amx_kernels();
   if (isa == Isa::kAvx512) return avx512_kernels();
   if (isa == Isa::kAvx2) return avx2_kernels();
 #endif

@@ -154,6 +154,7 @@ struct KernelTable {
 const KernelTable& scalar_kernels();
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const KernelTable& amx_kernels();
 // Throws DeviceError for an ISA that this build or machine lacks.
 const KernelTable& kernels_for(Isa isa);
 

@@ -58,7 +58,7 @@ class Model:
         precision: Literal["default", "float32"] = "default",
         dense: Literal["bf16", "int8"] = "bf16",
         num_threads: int | None = None,
-        isa: Literal["scalar", "avx2", "avx512"] | None = None,
+        isa: Literal["scalar", "avx2", "avx512", "amx"] | None = None,
         copy: bool = False,
         lock: bool = False,
         check_scales: bool = True,

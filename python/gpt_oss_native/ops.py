@@ -2,7 +2,7 @@
 
 Arrays are float32 unless said otherwise; bf16 weights are uint16 arrays of the raw bits, as
 `to_bf16` makes them. Matrices may have rows further apart than they are long. Each function takes
-``isa`` ("scalar", "avx2", "avx512"; default: the machine's best) and ``threads`` (default: all
+``isa`` ("scalar", "avx2", "avx512", "amx"; default: the machine's best) and ``threads`` (default: all
 cores), and raises InvalidArgument where shapes or dtypes do not fit.
 
 The arithmetic of each op is that of openai/gpt-oss, gpt_oss/torch/model.py.

@@ -388,7 +388,7 @@ def in_process(script: str, *, path: Path | None = None, **environment: str) -> 
     return result.stdout
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "amx"])
 def test_the_environment_chooses_the_isa(isa: str) -> None:
     script = """
         try:

@@ -63,7 +63,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--isa",
-        choices=("scalar", "avx2", "avx512"),
+        choices=("scalar", "avx2", "avx512", "amx"),
         help="CPU instruction set (default: the best there is)",
     )
 
