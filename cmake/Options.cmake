@@ -17,7 +17,7 @@ target_compile_features(gptoss_options INTERFACE cxx_std_20)
 target_include_directories(gptoss_options INTERFACE ${PROJECT_SOURCE_DIR}/csrc)
 # Contraction would make an expression's bits depend on the compiler's mood; kernels say fma.
 target_compile_options(gptoss_options INTERFACE
-  -ffp-contract=off -fno-math-errno $<$<CONFIG:Release>:-O3>)
+  $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -fno-math-errno> $<$<CONFIG:Release>:-O3>)
 if(GPTOSS_SANITIZE)
   target_compile_options(gptoss_options INTERFACE
     -fsanitize=${GPTOSS_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
@@ -25,5 +25,6 @@ if(GPTOSS_SANITIZE)
 endif()
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)

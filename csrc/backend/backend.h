@@ -26,6 +26,7 @@ struct BackendOptions {
   DenseFormat dense = DenseFormat::kBf16;
   int num_threads = 0;     // CPU; 0: default_num_threads()
   std::optional<Isa> isa;  // CPU; none: default_isa()
+  int device_index = 0;    // CUDA
 };
 
 struct BackendMemory {
@@ -55,8 +56,19 @@ class Backend {
   virtual void write_page(KvGroup group, PageId page, std::span<const std::byte> in) = 0;
 
   // Writes keys and values of the new tokens to their pages and the wanted logits to
-  // batch.logits. Tokens, positions and pages have been validated by the engine.
+  // batch.logits. Tokens, positions and pages have been validated by the engine. A backend that
+  // draws returns as soon as the step is queued if no logits are handed out; an error of the device
+  // then shows at a later call.
   virtual void forward(const Batch& batch) = 0;
+
+  // Whether segments may ask for draws.
+  virtual bool can_draw() const { return false; }
+  // Waits for a draw among the last kDrawsKept. From any thread, also while a step is queued in
+  // another. Throws Error when the logits held NaN or +inf or nothing finite, InvalidArgument when
+  // the banned ids left none.
+  virtual std::int32_t wait_draw(DrawId) { return -1; }
+  // Whether what was queued is done: a step that is queued later may still gather more.
+  virtual bool idle() { return true; }
 
   virtual BackendMemory memory() const = 0;
   virtual Trace& trace() = 0;
@@ -72,5 +84,7 @@ std::unique_ptr<Backend> make_cuda_backend(const ModelConfig& config,
                                            const BackendOptions& options);
 // Empty when a CUDA device can be used, otherwise why not.
 std::string cuda_status();
+// The first CUDA device, in words; empty where none can be used.
+std::string cuda_device_text();
 
 }  // namespace gptoss

@@ -1,5 +1,7 @@
 #include "cuda/device.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace gptoss::cuda {
@@ -11,6 +13,15 @@ std::string memory_text(std::size_t num_bytes, const char* what) {
   if (cudaMemGetInfo(&free_bytes, &total_bytes) != cudaSuccess) free_bytes = total_bytes = 0;
   return cat("[", what, "] expected ", num_bytes, " bytes of device memory, ", free_bytes, " of ",
              total_bytes, " are free; close other models or sessions, or use a smaller context");
+}
+
+int forced_capability(const char* text) {
+  const int capability = std::atoi(text);
+  GPTOSS_REQUIRE(InvalidArgument, capability >= 80 && capability < 1000,
+                 "[cuda_device] GPT_OSS_NATIVE_CUDA_ARCH: expected a compute capability such as 80 "
+                 "or 90, got '",
+                 text, "'");
+  return capability;
 }
 
 }  // namespace
@@ -70,6 +81,10 @@ DeviceInfo device_info(int index) {
   info.index = index;
   info.num_sms = properties.multiProcessorCount;
   info.compute_capability = 10 * properties.major + properties.minor;
+  // Kernels of an older architecture are tested on a newer one.
+  if (const char* forced = std::getenv("GPT_OSS_NATIVE_CUDA_ARCH")) {
+    info.compute_capability = std::min(info.compute_capability, forced_capability(forced));
+  }
   info.smem_per_block = properties.sharedMemPerBlockOptin;
   info.smem_per_sm = properties.sharedMemPerMultiprocessor;
   info.l2_bytes = static_cast<std::size_t>(properties.l2CacheSize);

@@ -101,7 +101,7 @@ class Event {
 struct DeviceInfo {
   int index = 0;
   int num_sms = 0;
-  int compute_capability = 0;      // 90 for 9.0
+  int compute_capability = 0;      // 90 for 9.0, or less where GPT_OSS_NATIVE_CUDA_ARCH says so
   std::size_t smem_per_block = 0;  // most a block may ask for
   std::size_t smem_per_sm = 0;
   std::size_t l2_bytes = 0;

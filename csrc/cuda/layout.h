@@ -8,6 +8,8 @@
 //   a2 = (row g,     k 2q + 8, 2q + 9)  a3 = (row g + 8, k 2q + 8, 2q + 9)
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 
 #include "model/mxfp4.h"

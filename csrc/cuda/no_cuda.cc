@@ -8,6 +8,10 @@ std::string cuda_status() {
   return "this build has no CUDA engine";
 }
 
+std::string cuda_device_text() {
+  return "";
+}
+
 std::unique_ptr<Backend> make_cuda_backend(const ModelConfig&, const MappedCheckpoint&,
                                            const BackendOptions&) {
   throw DeviceError(

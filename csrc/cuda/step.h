@@ -13,6 +13,13 @@ namespace gptoss::cuda {
 // results do not depend on what else is in the batch. More rows go to the tensor-core GEMMs.
 constexpr int kSmallRows = 32;
 
+// Rows of logits computed at a time: 206 MB with the published vocabulary. SmallStep::run and
+// LargeStep::run write the logits of all their rows where a step has at most this many. With more,
+// LargeStep::run(step, nullptr, stream) leaves the residual in its workspace, and
+// LargeStep::logits(step, first, count, out, stream) follows for every `count` <= kLogitRows of
+// the step's logit rows.
+constexpr int kLogitRows = 256;
+
 struct SegmentInfo {
   std::int32_t first_row;  // of the batch
   std::int32_t num_rows;
@@ -26,6 +33,9 @@ struct SegmentInfo {
 // values [num_kv_heads][kPageTokens][64], bf16. (The plan's keys are transposed: read_page and
 // write_page convert.)
 struct StepView {
+  // With fewer than kSmallRows rows, these three go on to kSmallRows: tokens and positions -1,
+  // segment 0. Every address stays the same from step to step unless a batch needs more room than
+  // any before (whoever keeps them in a graph compares).
   const std::int32_t* tokens;          // [num_rows]
   const std::int32_t* positions;       // [num_rows]
   const std::int32_t* segment_of;      // [num_rows]
