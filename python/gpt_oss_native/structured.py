@@ -68,20 +68,31 @@ class SchemaGrammar:
                 f"{problem}"
             )
         self._start = llguidance.LLMatcher(self._tokenizer, grammar)
+        self._num_words = (int(self._tokenizer.vocab_size) + 31) // 32
 
     def matcher(self, *ends: int) -> Matcher:
         """Follows one text, which any of the tokens ``ends`` finishes."""
-        return Matcher(self._start.deep_copy(), self.encoding.return_, ends, self.vocab_size)
+        words = np.zeros(self._num_words, dtype=np.uint32)
+        return Matcher(self._start.deep_copy(), self.encoding.return_, ends, words, self.vocab_size)
 
 
 class Matcher:
     """Where one text stands in its schema."""
 
-    def __init__(self, inner: Any, eos: int, ends: tuple[int, ...], vocab_size: int) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        eos: int,
+        ends: tuple[int, ...],
+        words: npt.NDArray[np.uint32],
+        vocab_size: int,
+    ) -> None:
         self._inner = inner
         self._eos = eos
         self._ends = ends
-        self._num_bytes = (vocab_size + 7) // 8
+        # llguidance writes its masks in here, over all ids that the tokenizer names.
+        self._where = (words.ctypes.data, words.nbytes)
+        self._bits = words.view(np.uint8)[: (vocab_size + 7) // 8]
 
     @property
     def error(self) -> str:
@@ -89,13 +100,14 @@ class Matcher:
         return str(self._inner.get_error())
 
     def mask(self) -> npt.NDArray[np.uint8] | None:
-        """Which tokens may come next, packed bits; None after an error."""
-        bits = np.frombuffer(self._inner.compute_bitmask(), dtype=np.uint8)[: self._num_bytes]
+        """Which tokens may come next, packed bits, valid until the next call; None after an
+        error."""
+        self._inner.unsafe_compute_mask_ptr(*self._where)
         if self._inner.is_error():
             return None
-        if self._ends != (self._eos,) and bits[self._eos >> 3] >> (self._eos & 7) & 1:
-            bits = bits.copy()
-            bits[self._eos >> 3] &= ~(1 << (self._eos & 7)) & 0xFF
+        bits, eos = self._bits, self._eos
+        if self._ends != (eos,) and bits[eos >> 3] >> (eos & 7) & 1:
+            bits[eos >> 3] &= ~(1 << (eos & 7)) & 0xFF
             for end in self._ends:
                 bits[end >> 3] |= 1 << (end & 7)
         return bits

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -14,29 +11,9 @@ from gpt_oss_native import InvalidArgument, Model, Sampling
 from gpt_oss_native.chat import Chat, Delta, Done, Reply, ToolCall
 from gpt_oss_native.chat.reader import TurnReader
 from gpt_oss_native.harmony import Role
-from reference.scripted_chat import ScriptedModel, answer, rendered
+from reference.scripted_chat import ScriptedChat, answer, rendered
 
 GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def nano() -> Iterator[Model]:
-    with Model.load("nano", num_threads=1) as model:
-        yield model
-
-
-ScriptedChat = Callable[..., tuple[Chat, ScriptedModel]]
-
-
-@pytest.fixture
-def scripted(nano: Model) -> ScriptedChat:
-    """``scripted(answer, ..., **options)``: a chat that will sample these answers in turn."""
-
-    def make(*answers: str, **options: Any) -> tuple[Chat, ScriptedModel]:
-        model = ScriptedModel(nano, list(answers))
-        return Chat(model, **options), model  # type: ignore[arg-type]
-
-    return make
 
 
 def test_the_first_prompt_is_the_one_the_models_were_trained_on(nano: Model) -> None:

@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import numpy as np
 import pytest
 
 pytest.importorskip("gpt_oss_native._core")
 
-from gpt_oss_native import Model
-from gpt_oss_native.chat import Chat
-from reference.scripted_chat import START, ScriptedModel, answer, call, result
-
-ScriptedChat = Callable[..., tuple[Chat, ScriptedModel]]
-
-
-@pytest.fixture(scope="module")
-def nano() -> Iterator[Model]:
-    with Model.load("nano", num_threads=1) as model:
-        yield model
-
-
-@pytest.fixture
-def scripted(nano: Model) -> ScriptedChat:
-    """``scripted(answer, ..., **options)``: a chat that will sample these answers in turn."""
-
-    def make(*answers: str, **options: Any) -> tuple[Chat, ScriptedModel]:
-        model = ScriptedModel(nano, list(answers))
-        return Chat(model, **options), model  # type: ignore[arg-type]
-
-    return make
+from reference.scripted_chat import START, ScriptedChat, answer, call, result
 
 
 def lookup(key: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ pytest.importorskip("gpt_oss_native._core")
 from gpt_oss_native import InvalidArgument, Model, Sampling, structured
 from gpt_oss_native.chat import Chat
 from gpt_oss_native.chat.steering import LONGEST_CYCLE, CycleCounter
-from reference.scripted_chat import ScriptedModel, answer
+from reference.scripted_chat import ScriptedChat, answer
 
 GREEDY = Sampling(temperature=0)
 POINT = {
@@ -24,26 +23,6 @@ POINT = {
     "additionalProperties": False,
 }
 needs_llguidance = pytest.mark.skipif(not structured.is_available(), reason="needs llguidance")
-
-
-@pytest.fixture(scope="module")
-def nano() -> Iterator[Model]:
-    with Model.load("nano", num_threads=1) as model:
-        yield model
-
-
-ScriptedChat = Callable[..., tuple[Chat, ScriptedModel]]
-
-
-@pytest.fixture
-def scripted(nano: Model) -> ScriptedChat:
-    """``scripted(answer, ..., **options)``: a chat that will sample these answers in turn."""
-
-    def make(*answers: str, **options: Any) -> tuple[Chat, ScriptedModel]:
-        model = ScriptedModel(nano, list(answers))
-        return Chat(model, **options), model  # type: ignore[arg-type]
-
-    return make
 
 
 @pytest.mark.parametrize("mask_headers", [True, False])
@@ -194,6 +173,41 @@ def test_a_schema_that_cannot_be_followed_is_refused(nano: Model) -> None:
         Chat(nano, response_format="json")
 
 
+@needs_llguidance
+def test_a_question_may_have_a_format_of_its_own(scripted: ScriptedChat) -> None:
+    wanted = '{"x": 12, "name": "b"}'
+    script = answer("free {", f"Sure!<|constrain|>{wanted}")
+    chat, model = scripted(script, answer("a", "Free!"), script, answer("a", "7"))
+    assert chat.ask("point", response_format=POINT).parsed == {"x": 12, "name": "b"}
+    refused = len(model.refused)
+    told = '<|start|>developer<|message|># Response Formats\n\n## response\n\n{"type":"object"'
+    assert model.harmony.decode(chat.session.tokens).count(told) == 1
+    reply = chat.ask("free")
+    assert (reply.final, reply.parsed) == ("Free!", None)
+    assert len(model.refused) == refused > 0
+    roles = [message.author.role.value for message in chat.messages]
+    assert roles[1:4] == ["developer", "user", "assistant"]
+    with pytest.raises(InvalidArgument, match="response_format"):
+        chat.ask("point", response_format=3)
+    assert len(chat.messages) == len(roles)
+
+
+@needs_llguidance
+def test_a_question_may_go_without_the_format_of_the_chat(scripted: ScriptedChat) -> None:
+    chat, model = scripted(answer("a", "Free!"), answer("a", "{}"), response_format=POINT)
+    assert chat.ask("free", response_format={"type": "text"}).parsed is None
+    assert model.refused == []
+    assert chat.ask("point").parsed is None  # cut: {} alone was refused
+    assert model.refused
+
+
+@needs_llguidance
+def test_any_object_is_a_format(scripted: ScriptedChat) -> None:
+    chat, model = scripted(answer("a", '[<|constrain|>{"any":[1,2]}'))
+    assert chat.ask("x", response_format={"type": "json_object"}).parsed == {"any": [1, 2]}
+    assert model.refused
+
+
 def test_without_the_extra_a_response_format_names_it(
     nano: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +225,7 @@ def test_options_of_the_turn_are_checked(nano: Model) -> None:
         {"tool_choice": "required"},
         {"tools": [{"name": "f"}, {"name": "f"}]},
         {"tools": [3]},
-        {"tools": [{"name": "f"}], "tool_choice": "f", "mask_headers": False},
+        {"tools": [{"name": "f"}], "tool_choice": "g"},
     ):
         with pytest.raises(InvalidArgument):
             Chat(nano, **options)  # type: ignore[arg-type]

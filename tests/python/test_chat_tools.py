@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,7 @@ from gpt_oss_native import InvalidArgument, Model, Sampling
 from gpt_oss_native.chat import Chat, Delta, Done, ToolCall, ToolResult
 from gpt_oss_native.harmony import Message, Role, ToolNamespaceConfig
 from gpt_oss_native.tools import ApplyPatchTool, BrowserTool, LocalFiles
-from reference.scripted_chat import START, ScriptedModel, answer, call, final, result
-
-ScriptedChat = Callable[..., tuple[Chat, ScriptedModel]]
-
-
-@pytest.fixture(scope="module")
-def nano() -> Iterator[Model]:
-    with Model.load("nano", num_threads=1) as model:
-        yield model
-
-
-@pytest.fixture
-def scripted(nano: Model) -> ScriptedChat:
-    """``scripted(answer, ..., **options)``: a chat that will sample these answers in turn."""
-
-    def make(*answers: str, **options: Any) -> tuple[Chat, ScriptedModel]:
-        model = ScriptedModel(nano, list(answers))
-        return Chat(model, **options), model  # type: ignore[arg-type]
-
-    return make
+from reference.scripted_chat import START, ScriptedChat, answer, call, final, result
 
 
 def lookup(key: str, times: int = 1) -> str:
@@ -188,14 +168,17 @@ def test_without_masks_the_limit_of_calls_ends_the_turn(scripted: ScriptedChat) 
     assert (len(reply.tool_results), reply.finish_reason) == (1, "tool_calls")
 
 
+@pytest.mark.parametrize("mask_headers", [True, False])
 @pytest.mark.parametrize("choice", ["required", "lookup", "functions.lookup"])
-def test_a_required_call_comes_before_any_answer(scripted: ScriptedChat, choice: str) -> None:
+def test_a_required_call_comes_before_any_answer(
+    scripted: ScriptedChat, choice: str, mask_headers: bool
+) -> None:
     def other() -> None:
         """Not this one."""
 
     tools = [lookup, other] if choice != "required" else [lookup]
     sampled = answer("no need", "none") + START + call('{"key":"a"}')
-    chat, model = scripted(sampled, final("x"), tools=tools)
+    chat, model = scripted(sampled, final("x"), tools=tools, mask_headers=mask_headers)
     reply = chat.ask("find", tool_choice=choice)
     assert (len(reply.tool_calls), reply.final) == (1, "x")
     assert model.refused

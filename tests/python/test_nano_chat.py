@@ -26,12 +26,6 @@ LONGEST = 400  # tokens of a turn
 
 
 @pytest.fixture(scope="module")
-def nano() -> Iterator[Model]:
-    with Model.load("nano", num_threads=1) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
 def programs() -> Iterator[dict[str, ModuleType]]:
     """The modules of examples/train_nano that draw questions."""
     directory = str(Path(__file__).parents[2] / "examples" / "train_nano")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gpt_oss_native import Model, Sampling
+from gpt_oss_native.chat import Chat
 from gpt_oss_native.harmony import (
     Conversation,
     DeveloperContent,
@@ -83,6 +84,10 @@ class ScriptedModel:
     def session(self, *, max_tokens: int | None = None) -> ScriptedSession:
         """A scripted session of the model."""
         return ScriptedSession(self.model.session(max_tokens=max_tokens), self)
+
+
+#: What the fixture ``scripted`` makes.
+ScriptedChat = Callable[..., tuple[Chat, ScriptedModel]]
 
 
 def _holds(mask: np.ndarray, token: int) -> bool:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..errors import InvalidArgument
 from ..sampling import Sampling
-from .events import Delta, Done, Event, Reply, ToolCall, ToolResult
+from .events import Event, Reply
 from .opening import Opening
+from .options import AskOptions, TurnDefaults
 from .reader import TurnReader, kept_tokens, stop_strings
 from .toolbox import result_message
-from .turn import Turn, TurnOptions, common_prefix
+from .turn import Turn, common_prefix
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,17 +29,6 @@ if TYPE_CHECKING:
     from ..session import Session
 
 _ENDOFTEXT = "<|endoftext|>"  # ends an answer like <|return|> in the published generation_config
-
-
-class AskOptions(TypedDict, total=False):
-    """The keywords of `Chat.stream`, which `ask`, `astream` and `aask` take too."""
-
-    sampling: Sampling | None
-    max_new_tokens: int | None
-    max_reasoning_tokens: int | None
-    max_tool_calls: int | None
-    tool_choice: str | None
-    logprobs: int | None
 
 
 class Chat:
@@ -81,7 +71,7 @@ class Chat:
                 what it is told), `Function`, objects of the shape `tools.protocol.Tool`, or schemas
                 without a function, as dictionaries or harmony's classes.
             tool_choice: "auto", "none", "required" (a call comes before any answer) or the name of
-                the tool that must be called; needs ``mask_headers`` except for "auto".
+                the tool that must be called.
             response_format: a JSON schema or a pydantic model that every answer follows (extra
                 ``grammar``); reasoning is free.
             sampling: how tokens are chosen; default: temperature 1.
@@ -106,8 +96,8 @@ class Chat:
         """
         self._encoding: HarmonyEncoding = model.harmony
         self._keep_reasoning = keep_reasoning
-        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        stop_strings(self._stop)  # fails now and not at the first question
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        stop_strings(stop)  # fails now and not at the first question
         self._opening = Opening(
             model,
             instructions=instructions,
@@ -117,17 +107,17 @@ class Chat:
             response_format=response_format,
             mask_headers=mask_headers,
         )
-        self._mask_headers = mask_headers
-        self._defaults: dict[str, Any] = {
-            "sampling": sampling,
-            "max_new_tokens": max_new_tokens,
-            "max_reasoning_tokens": max_reasoning_tokens,
-            "max_tool_calls": max_tool_calls,
-            "tool_choice": tool_choice,
-        }
-        self._tool_timeout = tool_timeout
-        self._loop_guard = loop_guard
-        self._options(dict.fromkeys(self._defaults), None)
+        self._defaults = TurnDefaults(
+            self._opening,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            max_reasoning_tokens=max_reasoning_tokens,
+            max_tool_calls=max_tool_calls,
+            tool_choice=tool_choice,
+            tool_timeout=tool_timeout,
+            loop_guard=loop_guard,
+            stop=stop,
+        )
         self._messages: list[Message] = list(self._opening.messages)
         # What the next prompt begins with; the session is made to agree with it then.
         self._history = list(self._opening.tokens)
@@ -148,22 +138,14 @@ class Chat:
         """Every message of the conversation, reasoning included, oldest first; a copy."""
         return list(self._messages)
 
-    def stream(
-        self,
-        question: str,
-        *,
-        sampling: Sampling | None = None,
-        max_new_tokens: int | None = None,
-        max_reasoning_tokens: int | None = None,
-        max_tool_calls: int | None = None,
-        tool_choice: str | None = None,
-        logprobs: int | None = None,
-    ) -> Iterator[Event]:
+    def stream(self, question: str, **options: Unpack[AskOptions]) -> Iterator[Event]:
         """Asks, and yields `Delta`, `ToolCall` and `ToolResult` as they come, then one `Done`.
 
         Closing the iterator stops the answer; so does asking again. What was yielded stays in the
-        conversation. The keywords take the place of the chat's own for this turn; ``logprobs``
-        asks for `Done.logprobs` with so many alternatives.
+        conversation. The keywords take the place of the chat's own for this turn: ``sampling``,
+        ``max_new_tokens``, ``max_reasoning_tokens``, ``max_tool_calls``, ``tool_choice`` and
+        ``response_format`` (told in a developer message before the question; ``{"type": "text"}``
+        is none). ``logprobs`` asks for `Done.logprobs` with so many alternatives.
 
         Raises InvalidArgument for an empty question, one that does not fit the context, or options
         out of range; the chat stays as it was.
@@ -174,18 +156,14 @@ class Chat:
             raise InvalidArgument(
                 f"[chat] question: expected text of one character or more, got {question!r}"
             )
-        given = {
-            "sampling": sampling,
-            "max_new_tokens": max_new_tokens,
-            "max_reasoning_tokens": max_reasoning_tokens,
-            "max_tool_calls": max_tool_calls,
-            "tool_choice": tool_choice,
-        }
-        options = self._options(given, logprobs)
+        chosen = self._defaults.turn(options)
         self._end_running()
-        message = Message.from_role_and_content(Role.USER, question)
-        prefill = [*self._opening.prefill, *self._answer]
-        prompt = [*self._history, *self._encoding.render(message), *prefill]
+        asked = [Message.from_role_and_content(Role.USER, question)]
+        if chosen.format is not None and chosen.format is not self._opening.format:
+            told = Message.from_role_and_content(Role.DEVELOPER, chosen.format.prompt())
+            asked.insert(0, told)
+        rendered = [token for message in asked for token in self._encoding.render(message)]
+        prompt = [*self._history, *rendered, *self._opening.prefill, *self._answer]
         if len(prompt) >= self._session.max_tokens:
             raise InvalidArgument(
                 f"[chat] expected the conversation to leave room for an answer, but with this "
@@ -197,11 +175,11 @@ class Chat:
             self._session,
             self._opening.rules,
             self._opening.toolbox,
-            question=message,
+            asked=asked,
             prompt=prompt,
             answer=self._answer,
             stop_tokens=self._stop_tokens,
-            options=options,
+            options=chosen,
         )
         self._running = self._run(self._turn, (), len(self._messages))
         return self._running
@@ -221,18 +199,18 @@ class Chat:
             )
         self._end_running()
         messages = [result_message(call, text) for call, text in zip(due, results, strict=True)]
-        earlier = len(self._messages) - 1 - turn.reader.num_whole
+        earlier = len(self._messages) - len(turn.asked) - turn.reader.num_whole
         self._running = self._run(turn, messages, earlier)
         return self._running
 
     def ask(self, question: str, **options: Unpack[AskOptions]) -> Reply:
         """`stream`, collected; the same keywords. A budget used up in reasoning gives an empty
         ``final`` and ``finish_reason`` "length", no exception."""
-        return self._collect(self.stream(question, **options))
+        return self._reply(list(self.stream(question, **options)))
 
     def ask_results(self, results: Sequence[str]) -> Reply:
         """`stream_results`, collected."""
-        return self._collect(self.stream_results(results))
+        return self._reply(list(self.stream_results(results)))
 
     async def astream(self, question: str, **options: Unpack[AskOptions]) -> AsyncIterator[Event]:
         """`stream` for asyncio: the work is done in a thread, an event at a time.
@@ -279,37 +257,6 @@ class Chat:
     ) -> None:
         self.close()
 
-    def _options(self, given: dict[str, Any], logprobs: int | None) -> TurnOptions:
-        """The options of a turn, checked."""
-        options = {key: self._defaults[key] if v is None else v for key, v in given.items()}
-        choice: str = options.pop("tool_choice")
-        for key in ("max_reasoning_tokens", "max_tool_calls"):
-            value = options[key]
-            if value is not None and (not isinstance(value, int) or value < 0):
-                raise InvalidArgument(f"[chat] {key}: expected 0 or more, got {value!r}")
-        if self._loop_guard is not None and self._loop_guard < 2:
-            raise InvalidArgument(
-                f"[chat] loop_guard: expected 2 tokens or more, or None, got {self._loop_guard!r}"
-            )
-        allowed = self._opening.toolbox.allowed(choice)
-        if choice == "none":
-            options["max_tool_calls"] = 0
-        required = choice not in ("auto", "none")
-        if required and not self._mask_headers:
-            raise InvalidArgument(
-                f"[chat] tool_choice: expected mask_headers=True where a call is required, got "
-                f"{choice!r} without"
-            )
-        return TurnOptions(
-            **options,
-            tool_timeout=self._tool_timeout,
-            loop_guard=self._loop_guard,
-            allowed=allowed,
-            required=required,
-            stop=self._stop,
-            logprobs=logprobs,
-        )
-
     def _end_running(self) -> None:
         running, self._running = self._running, None
         try:
@@ -353,7 +300,7 @@ class Chat:
                 reader.push(token)
             reader.finish()
         del self._messages[earlier:]
-        self._messages += [turn.question, *reader.messages[: reader.num_whole]]
+        self._messages += [*turn.asked, *reader.messages[: reader.num_whole]]
         kept = kept_tokens(
             self._encoding, self._answer, reader, keep_reasoning=self._keep_reasoning
         )
@@ -361,31 +308,9 @@ class Chat:
         base = prompt[: len(prompt) - len(self._answer) - len(prefill)]
         self._history = base + (prefill if kept and self._keep_reasoning else []) + kept
 
-    def _collect(self, events: Iterator[Event]) -> Reply:
-        return self._reply(list(events))
-
     def _reply(self, events: list[Event]) -> Reply:
-        texts: dict[str, list[str]] = {"final": [], "analysis": [], "commentary": []}
-        for event in events:
-            if isinstance(event, Delta):
-                texts.setdefault(event.channel, []).append(event.delta)
-        done = events[-1]
-        assert isinstance(done, Done)
-        final = "".join(texts["final"])
-        return Reply(
-            final=final,
-            analysis="".join(texts["analysis"]),
-            commentary="".join(texts["commentary"]),
-            tool_calls=tuple(e for e in events if isinstance(e, ToolCall)),
-            tool_results=tuple(e for e in events if isinstance(e, ToolResult)),
-            finish_reason=done.finish_reason,
-            usage=done.usage,
-            timings=done.timings,
-            messages=done.messages,
-            tokens=done.tokens,
-            logprobs=done.logprobs,
-            parsed=self._opening.parse(final),
-        )
+        answer_format = self._turn.format if self._turn is not None else None
+        return Reply.of(events, parse=None if answer_format is None else answer_format.parse)
 
 
 def _turn_ends(encoding: HarmonyEncoding) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -104,7 +105,7 @@ Event = Delta | ToolCall | ToolResult | Done
 class Reply:
     """One whole turn; ``final`` is the answer, ``analysis`` the reasoning. See `Done`.
 
-    ``parsed`` is the answer as the chat's ``response_format`` asks: plain data for a schema, an
+    ``parsed`` is the answer as the ``response_format`` asks: plain data for a schema, an
     instance for a pydantic model; None without one, and where the answer was cut.
     """
 
@@ -120,3 +121,29 @@ class Reply:
     tokens: tuple[int, ...]
     logprobs: tuple[Token, ...]
     parsed: Any = None
+
+    @classmethod
+    def of(cls, events: Sequence[Event], *, parse: Callable[[str], Any] | None) -> Reply:
+        """The events of one turn, which end with `Done`; ``parse`` makes ``parsed`` of the
+        answer."""
+        texts: dict[str, list[str]] = {"final": [], "analysis": [], "commentary": []}
+        for event in events:
+            if isinstance(event, Delta):
+                texts.setdefault(event.channel, []).append(event.delta)
+        done = events[-1]
+        assert isinstance(done, Done)
+        final = "".join(texts["final"])
+        return cls(
+            final=final,
+            analysis="".join(texts["analysis"]),
+            commentary="".join(texts["commentary"]),
+            tool_calls=tuple(e for e in events if isinstance(e, ToolCall)),
+            tool_results=tuple(e for e in events if isinstance(e, ToolResult)),
+            finish_reason=done.finish_reason,
+            usage=done.usage,
+            timings=done.timings,
+            messages=done.messages,
+            tokens=done.tokens,
+            logprobs=done.logprobs,
+            parsed=None if parse is None else parse(final),
+        )

@@ -38,6 +38,7 @@ class Opening:
         answer: tokens that open a message of the assistant.
         prefill: what stands before the first of them: an empty analysis, without reasoning.
         toolbox: the tools.
+        format: the form of the answers; None where they are free.
         rules: what may be sampled.
     """
 
@@ -54,11 +55,8 @@ class Opening:
     ) -> None:
         encoding, vocab_size = model.harmony, model.config.vocab_size
         self.toolbox = Toolbox(tools)
-        self._format = (
-            None
-            if response_format is None
-            else ResponseFormat(response_format, encoding, vocab_size)
-        )
+        self._model = model
+        self.format = None if response_format is None else self.format_of(response_format)
         thinks = reasoning != "none"
         system = SystemContent.new().with_reasoning_effort(_effort(reasoning))
         if conversation_date is not None:
@@ -68,11 +66,11 @@ class Opening:
             developer = developer.with_instructions(instructions)
         self.toolbox.declare(system, developer)
         self.messages = [Message.from_role_and_content(Role.SYSTEM, system)]
-        if instructions is not None or developer.tools or self._format is not None:
+        if instructions is not None or developer.tools or self.format is not None:
             message = Message.from_role_and_content(Role.DEVELOPER, developer)
-            if self._format is not None:
+            if self.format is not None:
                 gap = "\n\n" if instructions is not None or developer.tools else ""
-                message.adding_content(TextContent(gap + self._format.prompt()))
+                message.adding_content(TextContent(gap + self.format.prompt()))
             self.messages.append(message)
         self.tokens = encoding.render_conversation(
             Conversation.from_messages(self.messages),
@@ -89,13 +87,15 @@ class Opening:
             vocab_size=vocab_size,
             mask_headers=mask_headers,
             reasoning=thinks,
-            matchers=self._matcher,
+            arguments=self._argument_matcher,
         )
         self._call_ends = (encoding.call, encoding.end)
 
-    def parse(self, final: str) -> Any:
-        """The answer in its form; None without one."""
-        return None if self._format is None else self._format.parse(final)
+    def format_of(self, given: Any) -> ResponseFormat | None:
+        """The form of answers that ``given`` asks for; None for text of any form."""
+        if isinstance(given, dict) and given.get("type") == "text":
+            return None
+        return ResponseFormat(given, self._model.harmony, self._model.config.vocab_size)
 
     def _argument_grammars(self, model: Model) -> dict[str, structured.SchemaGrammar]:
         """A grammar for the arguments of each tool that has a schema that can be followed."""
@@ -111,13 +111,9 @@ class Opening:
                 _log.warning("the arguments of %s are checked only after the call: %s", name, error)
         return found
 
-    def _matcher(self, channel: str | None, recipient: str | None) -> structured.Matcher | None:
-        if recipient is not None:
-            grammar = self._grammars.get(recipient)
-            return None if grammar is None else grammar.matcher(*self._call_ends)
-        if (channel or "final") == "final" and self._format is not None:
-            return self._format.matcher()
-        return None
+    def _argument_matcher(self, recipient: str) -> structured.Matcher | None:
+        grammar = self._grammars.get(recipient)
+        return None if grammar is None else grammar.matcher(*self._call_ends)
 
 
 def _effort(reasoning: str) -> ReasoningEffort:

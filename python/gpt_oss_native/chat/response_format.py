@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 class ResponseFormat:
     """What the final text must be.
 
-    Takes a JSON schema, the OpenAI form ``{"type": "json_schema", "json_schema": {"name": ...,
-    "schema": ...}}``, or a pydantic model. Raises InvalidArgument for anything else, for a schema
-    that cannot be followed, and where the extra ``grammar`` is not installed.
+    Takes a JSON schema, a pydantic model, or the OpenAI forms ``{"type": "json_schema",
+    "json_schema": {"name": ..., "schema": ...}}`` and ``{"type": "json_object"}``. Raises
+    InvalidArgument for anything else, for a schema that cannot be followed, and where the extra
+    ``grammar`` is not installed.
     """
 
     def __init__(self, given: Any, encoding: HarmonyEncoding, vocab_size: int) -> None:
@@ -29,6 +30,8 @@ class ResponseFormat:
         elif isinstance(given, dict) and given.get("type") == "json_schema":
             inner = given.get("json_schema", given)
             self._name, schema = inner.get("name", self._name), inner.get("schema")
+        elif given == {"type": "json_object"}:
+            schema = {"type": "object"}
         if not isinstance(schema, dict):
             raise InvalidArgument(
                 "[chat] response_format: expected a JSON schema as a dictionary or a pydantic "

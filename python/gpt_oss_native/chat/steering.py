@@ -42,14 +42,14 @@ class Rules:
         vocab_size: length of a mask.
         mask_headers: let only well-formed headers be sampled.
         reasoning: whether analysis may be written at all.
-        matchers: makes the matcher of a text from its channel and recipient, or None.
+        arguments: makes the matcher of the arguments of a call from its recipient, or None.
     """
 
     encoding: HarmonyEncoding
     vocab_size: int
     mask_headers: bool = True
     reasoning: bool = True
-    matchers: Callable[[str | None, str | None], Matcher | None]
+    arguments: Callable[[str], Matcher | None]
     _grammars: dict[tuple[tuple[str, ...], tuple[str, ...]], HeaderGrammar] = field(
         default_factory=dict
     )
@@ -82,12 +82,15 @@ class Steering:
         max_calls: int | None,
         max_reasoning_tokens: int | None,
         loop_guard: int | None,
+        answer: Callable[[], Matcher] | None = None,
     ) -> None:
-        """``allowed`` may be called; with ``required`` one of them must, before any answer."""
+        """``allowed`` may be called; with ``required`` one of them must, before any answer.
+        ``answer`` makes the matcher of a final text."""
         self._rules = rules
         self._reader = reader
         self._allowed = allowed
         self._required = required and bool(allowed)
+        self._answer = answer
         self._calls_left = max_calls
         self._budget = max_reasoning_tokens
         self._cycle = None if loop_guard is None else CycleCounter(loop_guard)
@@ -110,7 +113,8 @@ class Steering:
         self.out_of_calls = False
         if self._cycle is not None:
             self._cycle.reset()
-        if self._rules.mask_headers:
+        self._cursor = None
+        if self._rules.mask_headers or self._required:
             self._cursor = self._grammar(after_call=False).cursor()
         elif self._spent:
             self._forced = self._encode("<|channel|>final<|message|>")
@@ -139,7 +143,7 @@ class Steering:
         looping = self._cycle is not None and self._cycle.push(token)
         if reader.opened:
             channel, recipient = reader.channel, reader.recipient
-            self._matcher = self._rules.matchers(channel, recipient)
+            self._matcher = self._matcher_of(channel, recipient)
             self._thinking = channel == "analysis" and recipient is None
         elif not reader.in_text:
             self._matcher = None
@@ -167,15 +171,22 @@ class Steering:
                 self._calls_left -= 1
                 self.out_of_calls = self._calls_left <= 0
         self._thought = True
-        if self._rules.mask_headers:
+        self._cursor = None
+        if self._rules.mask_headers or self._required:
             self._cursor = self._grammar(after_call=is_call).cursor(role_open=False)
+
+    def _matcher_of(self, channel: str | None, recipient: str | None) -> Matcher | None:
+        if recipient is not None:
+            return self._rules.arguments(recipient)
+        is_answer = (channel or "final") == "final"
+        return self._answer() if is_answer and self._answer is not None else None
 
     def _close_reasoning(self) -> None:
         """Ends the analysis; the answer comes next, or a call where one may be made."""
         self._spent = True
         if self._cycle is not None:
             self._cycle.reset()
-        rest = "" if self._rules.mask_headers else "<|start|>assistant<|channel|>final<|message|>"
+        rest = "" if self._cursor is not None else "<|start|>assistant<|channel|>final<|message|>"
         self._forced = self._encode(f"<|end|>{rest}")
 
     def _encode(self, text: str) -> list[int]:

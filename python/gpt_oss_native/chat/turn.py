@@ -21,6 +21,7 @@ from .toolbox import Toolbox, TurnCancelledError, result_message
 if TYPE_CHECKING:
     from ..harmony import Message
     from ..session import Session
+    from .response_format import ResponseFormat
 
 #: Tokens that a result leaves for what the model writes after it.
 _ROOM = 64
@@ -43,6 +44,7 @@ class TurnOptions:
     required: bool
     stop: tuple[str, ...]
     logprobs: int | None
+    format: ResponseFormat | None
 
 
 class Turn:
@@ -54,15 +56,16 @@ class Turn:
         rules: Rules,
         toolbox: Toolbox,
         *,
-        question: Message,
+        asked: Sequence[Message],
         prompt: list[int],
         answer: list[int],
         stop_tokens: list[int],
         options: TurnOptions,
     ) -> None:
-        """``prompt`` are all tokens before the first sampled one, ``answer`` those that open a
-        message of the assistant."""
-        self.question = question
+        """``asked`` are the messages that are new, ``prompt`` all tokens before the first sampled
+        one, ``answer`` those that open a message of the assistant."""
+        self.asked = asked
+        self.format = options.format
         self.prompt = prompt
         self.cancelled = threading.Event()
         self.due: list[Message] = []  # calls whose results the caller must give
@@ -82,6 +85,7 @@ class Turn:
             max_calls=options.max_tool_calls,
             max_reasoning_tokens=options.max_reasoning_tokens,
             loop_guard=options.loop_guard,
+            answer=None if options.format is None else options.format.matcher,
         )
         self._sampled: list[int] = []
         self._logprobs: list[Token] = []
