@@ -1,0 +1,92 @@
+// What happens to a tile of a product between the accumulators and memory, the same for every
+// tensor-core kernel: a warp holds 16 weight rows by 8 kEights tokens as mma fragments, d[4 j + i]
+// of lane (g, q) being row g (i < 2) or g + 8 of the tile, token 8 j + 2 q + i % 2.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "cuda/layout.h"
+#include "cuda/ptx/movmatrix.h"
+
+namespace gptoss::cuda {
+
+enum class TileOutput {
+  kStore,   // float32 out[token][row] = product + bias
+  kAdd,     // float32 out[token][row] += product + bias
+  kSwiglu,  // bf16 out[token][row / 2] = swiglu(product + bias), rows in RowOrder::kSwiglu
+};
+
+struct TileOutputArgs {
+  void* out;                  // [tokens][out_stride]
+  std::int64_t out_stride;    // in elements
+  const __nv_bfloat16* bias;  // [experts][rows] or null
+  std::int32_t rows;          // of one expert's matrix
+  float swiglu_limit;
+  float swiglu_alpha;
+};
+
+// NaN stays NaN; a gate far below zero gives -0.
+__device__ __forceinline__ float swiglu(float gate, float up, float limit, float alpha) {
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up;
+  up = up < -limit ? -limit : up;
+  return __fdividef(gate, 1.0f + __expf(-alpha * gate)) * (up + 1.0f);
+}
+
+template <TileOutput kOutput, int kEights>
+__device__ __forceinline__ void write_tile(const TileOutputArgs& args, std::int32_t expert,
+                                           std::int32_t row_tile, std::int32_t first_token,
+                                           std::int32_t num_tokens, const float (&d)[4 * kEights]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int g = lane / 4;
+  const int q = lane % 4;
+  const std::int32_t row = row_tile * kTileRows + g;
+  const bool has_row[2] = {row < args.rows, row + 8 < args.rows};
+  float bias[2] = {0.0f, 0.0f};
+  if (args.bias != nullptr) {
+    const __nv_bfloat16* b = args.bias + static_cast<std::int64_t>(expert) * args.rows + row;
+    if (has_row[0]) bias[0] = __bfloat162float(b[0]);
+    if (has_row[1]) bias[1] = __bfloat162float(b[8]);
+  }
+  if constexpr (kOutput == TileOutput::kSwiglu) {
+    // Transposed, a lane has two neighbouring outputs of one token.
+    auto* out = static_cast<__nv_bfloat16*>(args.out) + (first_token + g) * args.out_stride +
+                row_tile * (kTileRows / 2) + 2 * q;
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(
+          swiglu(d[4 * j] + bias[0], d[4 * j + 2] + bias[1], args.swiglu_limit, args.swiglu_alpha),
+          swiglu(d[4 * j + 1] + bias[0], d[4 * j + 3] + bias[1], args.swiglu_limit,
+                 args.swiglu_alpha));
+      const std::uint32_t turned =
+          ptx::movmatrix_transpose(reinterpret_cast<const std::uint32_t&>(pair));
+      if (8 * j + g < num_tokens && row_tile * kTileRows < args.rows) {
+        *reinterpret_cast<std::uint32_t*>(out + 8 * j * args.out_stride) = turned;
+      }
+    }
+  } else {
+    float* out = static_cast<float*>(args.out) + (first_token + 2 * q) * args.out_stride + row;
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        if (8 * j + 2 * q + t >= num_tokens) continue;
+        float* place = out + (8 * j + t) * args.out_stride;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (!has_row[half]) continue;
+          const float value = d[4 * j + 2 * half + t] + bias[half];
+          if constexpr (kOutput == TileOutput::kAdd) {
+            place[8 * half] += value;
+          } else {
+            place[8 * half] = value;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace gptoss::cuda

@@ -1,0 +1,55 @@
+// MXFP4 words of layout.h to the A fragments of tensor-core products, scales applied: exact in bf16
+// for every scale byte up to 254 (what bf16 cannot hold becomes infinite, as in float32).
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device/mxfp4.h"
+
+namespace gptoss::cuda {
+
+// Expanded codes are 2^-126 of their values, so they take 2^(scale - 1): a bf16 number up to scale
+// 128. Where a byte of the scale word is larger, a second product follows.
+constexpr std::uint32_t kMaybeLargeScales = 0x80808080u;
+
+// Byte kIndex of a record's scale word in both halves of a word.
+template <int kIndex>
+__device__ __forceinline__ std::uint32_t scale_pair(std::uint32_t scales) {
+  return __byte_perm(scales, 0, 0x4040 + kIndex * 0x0101);
+}
+
+// 2^(scale - 1 ) twice, from the scale in both halves of a word, at most 128: one multiply-add.
+__device__ __forceinline__ std::uint32_t scale_factor(std::uint32_t pair) {
+  return pair * 128 + power_of_two_bf16x2(-1);
+}
+
+// The fragments of columns 32 kBlock ... 32 kBlock + 31 of a record: its words 2 kBlock and
+// 2 kBlock + 1 of this lane, and the scale word of its rows.
+template <int kBlock>
+__device__ __forceinline__ void decode_mxfp4(std::uint32_t word0, std::uint32_t word1,
+                                             std::uint32_t scales, std::uint32_t (&a)[2][4]) {
+  expand_e2m1(a[0], word0);
+  expand_e2m1(a[1], word1);
+  const std::uint32_t pairs[2] = {scale_pair<kBlock>(scales), scale_pair<kBlock + 2>(scales)};
+  if ((scales & kMaybeLargeScales) == 0) {
+    const std::uint32_t factors[2] = {scale_factor(pairs[0]), scale_factor(pairs[1])};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = multiply_bf16x2(a[i / 4][i % 4], factors[i % 2]);
+  } else {
+    std::uint32_t factors[2];
+    std::uint32_t rests[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::uint32_t limited = __vminu2(pairs[i], 0x00800080u);
+      factors[i] = scale_factor(limited);
+      rests[i] = (pairs[i] - limited) * 128 + power_of_two_bf16x2(0);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      a[i / 4][i % 4] =
+          multiply_bf16x2(multiply_bf16x2(a[i / 4][i % 4], factors[i % 2]), rests[i % 2]);
+    }
+  }
+}
+
+}  // namespace gptoss::cuda
