@@ -1,0 +1,44 @@
+// How attention_decode splits a row's keys, and its launch for the rows of a large batch.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/kernels/attention.h"
+
+namespace gptoss::cuda {
+
+// Keys of a page that one warp takes at a time; groups begin at absolute multiples.
+constexpr int kKeyGroup = 32;
+static_assert(kPageTokens % kKeyGroup == 0);
+constexpr int kMaxPieces = 32;
+// Smallest pieces. In the small regime 128 keys, one group a warp: at 512 tokens the time is
+// latency. With 33 rows or more there are blocks enough, and longer pieces cost fewer merges.
+constexpr int kSmallPiece = 128;
+constexpr int kLargePiece = 2048;
+// Windows up to this are one piece, whole.
+constexpr int kUnsplitWindow = 256;
+constexpr int kWholePiece = 1 << 30;
+
+// Keys of a piece, which begins at a multiple of it: at most kMaxPieces pieces, chosen by the row's
+// position alone.
+__host__ __device__ constexpr int piece_keys(int position, int window, int min_piece) {
+  if (window > 0 && window <= kUnsplitWindow) return kWholePiece;
+  const bool sliding = window > 0 && window <= position;
+  const int keys = sliding ? window : position + 1;
+  const int pieces = sliding ? kMaxPieces - 1 : kMaxPieces;  // a window may begin inside a piece
+  int piece = min_piece;
+  while (piece < (keys + pieces - 1) / pieces) piece *= 2;
+  return piece;
+}
+
+// Most pieces of any position up to max_position.
+constexpr int max_pieces(int max_position, int window, int min_piece) {
+  if (window > 0 && window <= kUnsplitWindow) return 1;
+  return std::min(kMaxPieces, max_position / min_piece + 1);
+}
+
+// The segments of one row each in a batch of any kind; others are passed over.
+void attention_single_rows(const AttentionArgs& args, cudaStream_t stream);
+
+}  // namespace gptoss::cuda
