@@ -1,8 +1,11 @@
-"""What tests of chats share: the embedded model, and chats whose samples are scripted."""
+"""What tests share: the embedded model, chats whose samples are scripted, the command line."""
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from gpt_oss_native import Model
     from gpt_oss_native.chat import Chat
+    from reference.cli_support import Run
     from reference.scripted_chat import ScriptedChat, ScriptedModel
 
 
@@ -34,3 +38,22 @@ def scripted(nano: Model) -> ScriptedChat:
         return Chat(model, **options), model  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``run(*args, stdin=b"")``: code, out and err of one command in this process."""
+
+    from gpt_oss_native.cli import main
+
+    def call(*args: str, stdin: bytes = b"") -> SimpleNamespace:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        code: object
+        try:
+            code = main(args)
+        except SystemExit as error:
+            code = error.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,37 +17,9 @@ pytest.importorskip("gpt_oss_native._core")
 
 import gpt_oss_native
 from gpt_oss_native import synthesize
-from gpt_oss_native.cli import main, options
+from gpt_oss_native.cli import options
 from gpt_oss_native.cli.synthesize import PRESETS
-
-PACKAGE_ROOT = str(Path(gpt_oss_native.__file__).parents[1])
-NANO = ("--threads", "1", "--seed", "7", "-n", "24")
-
-Run = Callable[..., SimpleNamespace]
-
-
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "gpt_oss_native.cli", *args]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": PACKAGE_ROOT, **variables}
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """``run(*args, stdin=b"")``: code, out and err of one command in this process."""
-
-    def call(*args: str, stdin: bytes = b"") -> SimpleNamespace:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        try:
-            code = main(args)
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return call
+from reference.cli_support import NANO, Run, command, environment
 
 
 @pytest.fixture(scope="module")
@@ -234,99 +200,6 @@ def test_generation_config_gives_the_defaults_and_flags_win(tmp_path: Path) -> N
     assert options.recommended_sampling(model) == {"temperature": 0.0}
     path.write_text("[")
     assert options.recommended_sampling(model) == {}
-
-
-# --- chat -----------------------------------------------------------------------------------------
-
-
-def test_chat_answers_one_question_and_exits(run: Run) -> None:
-    result = run("chat", "--once", "What is 57 + 68?", *NANO)
-    assert result.code == 0
-    assert result.out.startswith(("[reasoning]\n", "[answer]\n"))
-    assert "\x1b" not in result.out
-
-
-def test_chat_hides_reasoning_and_labels_when_asked(run: Run) -> None:
-    shown = run("generate", "--json", *NANO, "What is 57 + 68?")
-    result = run("chat", "--hide-reasoning", "--once", "What is 57 + 68?", *NANO)
-    assert result.out.strip() == json.loads(shown.out)["text"].strip()
-
-
-def test_chat_reads_one_question_a_line(run: Run) -> None:
-    result = run("chat", *NANO, stdin=b"1 + 2\n\n3 + 4\n")
-    assert result.code == 0
-    assert result.out.count("[answer]") + result.err.count("before an answer") >= 2
-
-
-class _InterruptingOut(io.StringIO):
-    """Raises KeyboardInterrupt once, as Ctrl-C during an answer does."""
-
-    writes = 0
-
-    def write(self, text: str) -> int:
-        self.writes += 1
-        if self.writes == 3:
-            raise KeyboardInterrupt
-        return super().write(text)
-
-
-def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = _InterruptingOut()
-    monkeypatch.setattr(sys, "stdout", out)
-    result = run("chat", *NANO, stdin=b"1 + 2\n3 + 4\n")
-    assert result.code == 0
-    stopped, _, second = out.getvalue().partition("(stopped)\n")
-    assert second
-    assert stopped
-
-
-def test_an_interactive_chat_survives_ctrl_c_and_ends_with_ctrl_d(tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty")
-    controller, terminal = pty.openpty()
-    # A session leader's first terminal becomes its controlling one, from which Ctrl-C comes.
-    program = (
-        "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); "
-        "from gpt_oss_native.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "chat", *NANO],
-        env=environment(XDG_STATE_HOME=str(tmp_path), TERM="xterm", NO_COLOR=""),
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-    )
-    os.close(terminal)
-    seen = b""
-    # Reasoning has "-> " in it. Python's line editing misses a signal that comes between its prompt
-    # and its first wait, so Ctrl-C follows what was typed and echoed, as a person's would.
-    for expected, keys in (
-        (b"\n> ", b"1 + 2\n"),
-        (b"\n> ", b"half a quest"),
-        (b"half a quest", b"\x03"),
-        (b"\n> ", b"3 + 4\n"),
-        (b"\n> ", b"\x04"),
-    ):
-        while not seen.endswith(expected):
-            assert select.select([controller], [], [], 60)[0], seen
-            seen += os.read(controller, 4096)
-        time.sleep(0.2)
-        seen += b"|"
-        os.write(controller, keys)
-    with contextlib.suppress(OSError):  # the terminal is gone with the process
-        while process.poll() is None and select.select([controller], [], [], 60)[0]:
-            seen += os.read(controller, 4096)  # unread output can hold up the end of a process
-    assert process.wait(timeout=60) == 0
-    os.close(controller)
-    assert b"tokens/s" in seen
-    assert b"\x1b[2m" in seen
-    assert b"rror" not in seen
-    pytest.importorskip("readline")
-    history = tmp_path / "gpt-oss-native" / "chat_history"
-    assert "3 + 4" in history.read_text()
-    assert history.stat().st_mode & 0o077 == 0
 
 
 # --- info, synthesize, bench ----------------------------------------------------------------------

@@ -8,12 +8,14 @@ its reasoning is dropped) and forwards only what follows.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..errors import InvalidArgument
 from ..sampling import Sampling
+from . import saved
 from .events import Event, Reply
 from .opening import Opening
 from .options import AskOptions, TurnDefaults
@@ -238,6 +240,40 @@ class Chat:
     async def aask(self, question: str, **options: Unpack[AskOptions]) -> Reply:
         """`astream`, collected."""
         return self._reply([event async for event in self.astream(question, **options)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the conversation to a file that `resume` reads: what was said and the exact
+        tokens, not keys and values, and not the opening messages.
+
+        Raises OSError, with what was there before left as it was.
+        """
+        opening = self._opening
+        begin = len(opening.tokens)
+        said = self._messages[len(opening.messages) :]
+        saved.write(path, self._encoding, said, self._history[begin:])
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Goes on with the conversation of a file, behind this chat's own opening: instructions,
+        tools and effort may be others. The next question forwards all of it once.
+
+        Raises InvalidArgument where this chat was asked before, for a file that `save` did not
+        write or wrote with another vocabulary, and for one that leaves no room in the context;
+        OSError where it cannot be read.
+        """
+        opening = self._opening
+        if len(self._messages) > len(opening.messages):
+            raise InvalidArgument(
+                "[chat] resume: expected a chat that was not asked anything yet; make another one"
+            )
+        found = saved.read(path, self._encoding)
+        tokens = [*opening.tokens, *found.tokens]
+        if len(tokens) >= self._session.max_tokens:
+            raise InvalidArgument(
+                f"[chat] resume: expected a conversation of less than {self._session.max_tokens} "
+                f"tokens, the context, got one of {len(tokens)}; make the chat with more max_tokens"
+            )
+        self._messages += found.messages
+        self._history = tokens
 
     def close(self) -> None:
         """Releases the session; later questions raise InvalidArgument."""

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from . import options
+from . import options, toolset
 
 if TYPE_CHECKING:
     from ..chat import Chat, Done
     from ..model import Model
 
-_HISTORY_LINES = 1000
-_PROMPT = "> "
 _EPILOG = """\
-Ctrl-C stops an answer and keeps the conversation, Ctrl-D ends it. Reasoning is dimmed on a terminal
-(not where NO_COLOR is set) and labelled elsewhere.
+A line that ends with a backslash goes on in the next; three double quotes begin a text of several
+lines, and three end it. Ctrl-C stops an answer and keeps the conversation, Ctrl-D ends it.
+Reasoning is dimmed on a terminal (not where NO_COLOR is set) and labelled elsewhere.
 """
 
 
@@ -33,8 +29,15 @@ def add_parser(commands: options.Commands) -> None:
     options.add_model_option(parser)
     parser.add_argument("--once", metavar="QUESTION", help="answer this question, then exit")
     parser.add_argument(
+        "--save", metavar="FILE", help="write the conversation to a file after every answer"
+    )
+    parser.add_argument(
+        "--resume", metavar="FILE", help="go on with the conversation that --save wrote"
+    )
+    parser.add_argument(
         "--no-history", action="store_true", help="neither read nor write the file of past lines"
     )
+    toolset.add_options(parser)
     options.add_sampling_options(parser)
     options.add_chat_options(parser)
     parser.add_argument(
@@ -57,65 +60,64 @@ def run(args: argparse.Namespace) -> int:
                 f"[chat] expected a model with a tokenizer, {args.model} has no tokenizer.json; "
                 "gpt-oss-native generate --tokens works without"
             )
-        chat = Chat(
-            model,
-            instructions=args.instructions,
-            reasoning=args.reasoning,
-            conversation_date=args.date,
-            keep_reasoning=args.keep_reasoning,
-            sampling=options.sampling_of(args, model),
-            max_new_tokens=args.max_new_tokens,
-            stop=args.stop,
-        )
-        if args.once is not None:
-            _answer(chat, args.once, args)
+        with toolset.Toolset(args, model) as tools:
+            chat = Chat(
+                model,
+                instructions=args.instructions,
+                reasoning=args.reasoning,
+                conversation_date=args.date,
+                keep_reasoning=args.keep_reasoning,
+                tools=tools.tools,
+                sampling=options.sampling_of(args, model),
+                max_new_tokens=args.max_new_tokens,
+                stop=args.stop,
+            )
+            if args.resume is not None:
+                chat.resume(args.resume)
+            if args.once is None:
+                return _converse(chat, model, tools, args)
+            try:
+                _answer(chat, args.once, tools, args)
+            finally:
+                _save(chat, args)
             return 0
-        return _converse(chat, model, args)
 
 
-def _converse(chat: Chat, model: Model, args: argparse.Namespace) -> int:
+def _converse(chat: Chat, model: Model, tools: toolset.Toolset, args: argparse.Namespace) -> int:
+    from .questions import line_history, questions
     from .terminal import dim
 
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
-        sys.stdout.write(
-            dim(f"{args.model}, {model.device}. Ctrl-C stops an answer, Ctrl-D ends.", sys.stdout)
-            + "\n"
-        )
-    with _line_history(enabled=terminal and not args.no_history):
-        for question in _questions(terminal):
+        about = f"{args.model}, {model.device}. Ctrl-C stops an answer, Ctrl-D ends."
+        if args.resume is not None:
+            about += f" {len(chat.messages)} messages from {args.resume}."
+        sys.stdout.write(dim(about, sys.stdout) + "\n")
+    with line_history(enabled=terminal and not args.no_history):
+        for question in questions(terminal=terminal):
             try:
-                _answer(chat, question, args)
+                _answer(chat, question, tools, args)
             except KeyboardInterrupt:
                 sys.stdout.write(dim("(stopped)", sys.stdout) + "\n")
             except InvalidArgument as error:  # e.g. too long: the conversation goes on
-                sys.stderr.write(f"gpt-oss-native: error: {error}\n")
+                _complain(error)
+            try:
+                _save(chat, args)
+            except OSError as error:  # e.g. no space left: what was said is still here
+                _complain(error)
     return 0
 
 
-def _questions(terminal: bool) -> Iterator[str]:
-    """One line at a time, until the end of the input; empty lines are passed over."""
-    while True:
-        try:
-            line = input(_PROMPT if terminal else "")
-        except EOFError:
-            if terminal:
-                sys.stdout.write("\n")
-            return
-        except KeyboardInterrupt:
-            if not terminal:
-                raise
-            sys.stdout.write("\n")
-            continue
-        except UnicodeDecodeError:
-            raise InvalidArgument(
-                "[chat] expected UTF-8 text on stdin, got something else"
-            ) from None
-        if line.strip():
-            yield line
+def _save(chat: Chat, args: argparse.Namespace) -> None:
+    if args.save is not None:
+        chat.save(args.save)
 
 
-def _answer(chat: Chat, question: str, args: argparse.Namespace) -> None:
+def _complain(error: Exception) -> None:
+    sys.stderr.write(f"gpt-oss-native: error: {error}\n")
+
+
+def _answer(chat: Chat, question: str, tools: toolset.Toolset, args: argparse.Namespace) -> None:
     """Streams one answer. On Ctrl-C the answer so far stays in the conversation."""
     from ..chat import Done
     from .terminal import AnswerPrinter, dim, is_terminal
@@ -128,56 +130,40 @@ def _answer(chat: Chat, question: str, args: argparse.Namespace) -> None:
                 printer.show(event)
                 if isinstance(event, Done):
                     printer.end()
+                    for line in tools.sources(printer.answer):
+                        sys.stdout.write(dim(printer.plain(line), sys.stdout) + "\n")
                     if is_terminal(sys.stderr):
-                        sys.stderr.write(
-                            dim(_summary(chat, event, printer.answered), sys.stderr) + "\n"
-                        )
+                        summary = _summary(chat, event, answered=bool(printer.answer))
+                        sys.stderr.write(dim(summary, sys.stderr) + "\n")
                     elif event.finish_reason == "length":
-                        sys.stderr.write(f"gpt-oss-native: {_cut(printer.answered)}\n")
+                        cut = _cut(answered=bool(printer.answer))
+                        sys.stderr.write(f"gpt-oss-native: {cut}\n")
         finally:
             printer.end()
 
 
-def _summary(chat: Chat, done: Done, answered: bool) -> str:
+def _summary(chat: Chat, done: Done, *, answered: bool) -> str:
     """What the turn cost, in a line."""
+    session = chat.session
     parts = [
         f"{done.usage.completion_tokens} tokens",
         f"{done.timings.tokens_per_second:,.0f} tokens/s",
         f"first after {done.timings.prompt_s * 1e3:,.0f} ms",
-        f"context {chat.session.position:,} of {chat.session.max_tokens:,}",
+        f"context {session.position:,} of {session.max_tokens:,}, "
+        f"{session.position / session.max_tokens:.0%}",
     ]
+    if done.timings.tools_s:
+        parts.append(f"tools {done.timings.tools_s:,.1f} s")
     if done.finish_reason == "length":
-        parts.append(_cut(answered))
+        parts.append(_cut(answered=answered))
+    if done.finish_reason == "repetition":
+        parts.append("the answer went round in circles and was ended")
     if done.finish_reason == "tool_calls":
-        parts.append("the model called a tool, and there is none")
+        parts.append("the model made more calls than it may")
     return f"({', '.join(parts)})"
 
 
-def _cut(answered: bool) -> str:
+def _cut(*, answered: bool) -> str:
     if answered:
         return "the answer was cut at the token limit"
     return "the token limit was reached before an answer; --max-new-tokens raises it"
-
-
-@contextlib.contextmanager
-def _line_history(*, enabled: bool) -> Iterator[None]:
-    """Line editing with the lines of earlier conversations, where the system has readline."""
-    try:
-        import readline
-    except ImportError:
-        enabled = False
-    if not enabled:
-        yield
-        return
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    path = Path(state, "gpt-oss-native", "chat_history")
-    with contextlib.suppress(OSError):
-        readline.read_history_file(path)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            readline.set_history_length(_HISTORY_LINES)
-            readline.write_history_file(path)

@@ -101,11 +101,16 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
     """What the model is told, and what is shown of its reasoning."""
     group = parser.add_argument_group("conversation")
-    group.add_argument("--instructions", metavar="TEXT", help="the developer message")
+    group.add_argument(
+        "--instructions",
+        "--system",
+        metavar="TEXT",
+        help='the developer message, which is what others call "system prompt"',
+    )
     group.add_argument(
         "-r",
         "--reasoning",
-        choices=("low", "medium", "high"),
+        choices=("none", "low", "medium", "high"),
         default="medium",
         help="effort of the reasoning (default: medium)",
     )

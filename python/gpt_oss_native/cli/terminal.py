@@ -46,19 +46,30 @@ class AnswerPrinter:
         self._colour = has_colour(out)
         self._section: str | None = None
         self._at_line_start = True
-        self.answered = False  # whether any text of an answer came
+        self._answer: list[str] = []
+
+    @property
+    def answer(self) -> str:
+        """The text of the answer so far."""
+        return "".join(self._answer)
+
+    def plain(self, text: str) -> str:
+        """`text` without what could control a terminal, where one is written to."""
+        return text.translate(_CONTROLS) if self._terminal else text
 
     def show(self, event: Event) -> None:
         """Writes one event."""
         if isinstance(event, ToolCall):
             self._begin("call")
-            self._write(f"{event.name} {event.arguments}")
+            gap = "\n" if "\n" in event.arguments.strip() else " "  # code begins on its own line
+            self._write(f"{event.name}{gap}{event.arguments}")
         elif isinstance(event, ToolResult):
             self._begin("result")
             self._write(event.text)
         elif not isinstance(event, Done):
             section = "reasoning" if event.channel == "analysis" else "answer"
-            self.answered |= section == "answer"
+            if event.channel == "final":
+                self._answer.append(event.delta)
             if section == "answer" or self._show_reasoning:
                 self._begin(section)
                 self._write(event.delta)
@@ -90,7 +101,7 @@ class AnswerPrinter:
     def _write(self, text: str) -> None:
         if text:
             self._at_line_start = text.endswith("\n")
-            self._out.write(text.translate(_CONTROLS) if self._terminal else text)
+            self._out.write(self.plain(text))
 
 
 class Progress:
