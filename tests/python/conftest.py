@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from gpt_oss_native import Model
     from gpt_oss_native.chat import Chat
+    from gpt_oss_native.tools import ApplyPatchTool
     from reference.cli_support import Run
     from reference.scripted_chat import ScriptedChat, ScriptedModel
 
@@ -57,3 +59,20 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return SimpleNamespace(code=code, out=out, err=err)
 
     return call
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An empty folder beside which others may be."""
+    directory = tmp_path / "root"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def tool(root: Path) -> Iterator[ApplyPatchTool]:
+    """apply_patch, confined to the folder ``root``."""
+    from gpt_oss_native.tools import ApplyPatchTool
+
+    with ApplyPatchTool(root) as tool:
+        yield tool

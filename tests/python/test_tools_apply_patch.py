@@ -5,44 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from gpt_oss_native.harmony import Author, Message, Role
 from gpt_oss_native.tools import ApplyPatchTool, PatchError, Tool
 from gpt_oss_native.tools.patch_format import parse_patch
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    directory = tmp_path / "root"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
-def tool(root: Path) -> Iterator[ApplyPatchTool]:
-    with ApplyPatchTool(root) as tool:
-        yield tool
-
-
-def patch(*lines: str) -> str:
-    return "\n".join(["*** Begin Patch", *lines, "*** End Patch"])
-
-
-def snapshot(directory: Path) -> dict[str, tuple[int, bytes | str]]:
-    """Every name below a directory with its kind, and content or target."""
-    found: dict[str, tuple[int, bytes | str]] = {}
-    for path in sorted(directory.rglob("*")):
-        mode = path.lstat().st_mode
-        content: bytes | str = b""
-        if path.is_symlink():
-            content = os.readlink(path)
-        elif path.is_file():
-            content = path.read_bytes()
-        found[str(path.relative_to(directory))] = (mode, content)
-    return found
+from reference.patch_support import patch, snapshot
 
 
 def test_it_is_a_tool_of_the_functions_namespace(tool: ApplyPatchTool) -> None:

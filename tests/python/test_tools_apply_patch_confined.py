@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,37 +11,7 @@ from gpt_oss_native.tools import ApplyPatchTool, PatchError
 from gpt_oss_native.tools import confined as confined_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    directory = tmp_path / "root"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
-def tool(root: Path) -> Iterator[ApplyPatchTool]:
-    with ApplyPatchTool(root) as tool:
-        yield tool
-
-
-def patch(*lines: str) -> str:
-    return "\n".join(["*** Begin Patch", *lines, "*** End Patch"])
-
-
-def snapshot(directory: Path) -> dict[str, tuple[int, bytes | str]]:
-    """Every name below a directory with its kind, and content or target."""
-    found: dict[str, tuple[int, bytes | str]] = {}
-    for path in sorted(directory.rglob("*")):
-        mode = path.lstat().st_mode
-        content: bytes | str = b""
-        if path.is_symlink():
-            content = os.readlink(path)
-        elif path.is_file():
-            content = path.read_bytes()
-        found[str(path.relative_to(directory))] = (mode, content)
-    return found
+from reference.patch_support import patch, snapshot
 
 
 @pytest.mark.parametrize("failing", ["link", "rename", "open", "interrupt"])

@@ -50,8 +50,6 @@ def add_parser(commands: options.Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Holds the conversation and returns the exit code."""
-    from ..chat import Chat
-
     if args.once is not None and not args.once.strip():
         raise InvalidArgument("[chat] --once: expected a question, got an empty text")
     with options.load_model(args) as model:
@@ -61,16 +59,8 @@ def run(args: argparse.Namespace) -> int:
                 "gpt-oss-native generate --tokens works without"
             )
         with toolset.Toolset(args, model) as tools:
-            chat = Chat(
-                model,
-                instructions=args.instructions,
-                reasoning=args.reasoning,
-                conversation_date=args.date,
-                keep_reasoning=args.keep_reasoning,
-                tools=tools.tools,
-                sampling=options.sampling_of(args, model),
-                max_new_tokens=args.max_new_tokens,
-                stop=args.stop,
+            chat = options.chat_of(
+                args, model, tools=tools.tools, keep_reasoning=args.keep_reasoning
             )
             if args.resume is not None:
                 chat.resume(args.resume)

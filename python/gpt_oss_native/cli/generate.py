@@ -99,18 +99,10 @@ def _ids(args: argparse.Namespace, model: Model, prompt: str | None) -> list[int
 
 def _answer(args: argparse.Namespace, model: Model, question: str, load_s: float) -> int:
     """The prompt as a question to the assistant."""
-    from ..chat import Chat, Done
+    from ..chat import Done
     from .terminal import AnswerPrinter
 
-    chat = Chat(
-        model,
-        instructions=args.instructions,
-        reasoning=args.reasoning,
-        conversation_date=args.date,
-        sampling=options.sampling_of(args, model),
-        max_new_tokens=args.max_new_tokens,
-        stop=args.stop,
-    )
+    chat = options.chat_of(args, model)
     if args.json:
         reply = chat.ask(question, logprobs=args.logprobs)
         result: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from ..chat import Chat
     from ..model import Model
     from ..sampling import Sampling
 
@@ -140,6 +141,22 @@ def load_model(args: argparse.Namespace, name: str | None = None) -> Model:
         dense=args.dense,
         num_threads=args.threads,
         isa=args.isa,
+    )
+
+
+def chat_of(args: argparse.Namespace, model: Model, **options: Any) -> Chat:
+    """A chat as the arguments of `add_chat_options` and `add_sampling_options` ask for it."""
+    from ..chat import Chat
+
+    return Chat(
+        model,
+        instructions=args.instructions,
+        reasoning=args.reasoning,
+        conversation_date=args.date,
+        sampling=sampling_of(args, model),
+        max_new_tokens=args.max_new_tokens,
+        stop=args.stop,
+        **options,
     )
 
 
