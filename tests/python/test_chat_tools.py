@@ -14,7 +14,7 @@ pytest.importorskip("gpt_oss_native._core")
 
 from gpt_oss_native import InvalidArgument, Model, Sampling
 from gpt_oss_native.chat import Chat, Delta, Done, ToolCall, ToolResult
-from gpt_oss_native.harmony import Message, Role, ToolNamespaceConfig
+from gpt_oss_native.harmony import Author, Message, Role, ToolNamespaceConfig
 from gpt_oss_native.tools import ApplyPatchTool, BrowserTool, LocalFiles
 from reference.scripted_chat import START, ScriptedChat, answer, call, final, result
 
@@ -147,6 +147,42 @@ def test_a_slow_tool_is_given_up_and_told_to_stop(scripted: ScriptedChat) -> Non
     (only,) = chat.ask("go").tool_results
     assert "did not return within 0.05 s" in only.text
     assert slow.stopped.is_set()
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        None,
+        3,
+        "\ud800",
+        [],
+        ["text", "more"],
+        [3],
+        [None],
+        [Message.from_role_and_content(Role.TOOL, "nobody")],
+        [Message.from_author_and_content(Author.from_model(Role.TOOL, "a to=b"), "x")],
+        [Message.from_author_and_content(Author.new(Role.TOOL, "odd"), "x").with_channel("final")],
+        {"a": b"bytes"},
+    ],
+)
+def test_whatever_a_tool_returns_the_turn_goes_on(scripted: ScriptedChat, returned: Any) -> None:
+    class Odd:
+        name = "odd"
+
+        def namespace(self) -> ToolNamespaceConfig:
+            return ToolNamespaceConfig(name="odd")
+
+        def call(self, message: Message) -> Any:
+            return returned
+
+    sampled = "<|channel|>commentary to=odd<|message|>go<|call|>"
+    chat, _ = scripted(sampled, final("x"), final("y"), tools=[Odd()])
+    reply = chat.ask("go")
+    assert (len(reply.tool_results), reply.final) == (1, "x")
+    is_odd = isinstance(returned, list) and returned not in ([], ["text", "more"])
+    allowed = is_odd and getattr(returned[0], "channel", None) == "final"
+    assert reply.tool_results[0].is_error == (is_odd and not allowed)
+    assert chat.ask("on").final == "y"
 
 
 def test_after_the_last_call_the_model_has_to_answer(scripted: ScriptedChat) -> None:

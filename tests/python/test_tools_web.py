@@ -12,8 +12,16 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from gpt_oss_native.tools import BrowserError, JsonSearch, Web
+import tiktoken
+from gpt_oss_native.tools import BrowserError, BrowserTool, JsonSearch, Web
 from gpt_oss_native.tools.browser_backend import _check_public
+
+BYTES: dict[str, Any] = {
+    "name": "bytes",
+    "pat_str": r"[\s\S]",
+    "mergeable_ranks": {bytes([byte]): byte for byte in range(256)},
+    "special_tokens": {},
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -140,6 +148,37 @@ def test_a_server_that_drips_is_left(server: str) -> None:
     web = Web(NoSearch(), allow_private=True, total_s=0.1)
     with pytest.raises(BrowserError, match=r"within 0\.1 s"):
         web.fetch(f"{server}/drip")
+
+
+@pytest.mark.parametrize("num_calls", [1, 3])
+def test_a_call_that_waits_for_a_server_can_be_interrupted(server: str, num_calls: int) -> None:
+    """So can those that wait for that one; the next call is answered."""
+    backend = Web(NoSearch(), allow_private=True, total_s=20)
+    browser = BrowserTool(backend, tiktoken.Encoding(**BYTES))
+    browser.open(f"{server}/plain")
+    errors: list[BrowserError] = []
+
+    def open_slowly() -> None:
+        try:
+            browser.open(f"{server}/drip")
+        except BrowserError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=open_slowly) for _ in range(num_calls)]
+    for thread in threads:
+        thread.start()
+    while not any(path == "/drip" for path, _, _ in Handler.seen):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    begin = time.monotonic()
+    browser.interrupt()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - begin < 5
+    assert [str(error).startswith("[browser] interrupted") for error in errors] == [
+        True
+    ] * num_calls
+    assert "not html" in browser.open(f"{server}/plain")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Opening:
         mask_headers: bool,
     ) -> None:
         encoding, vocab_size = model.harmony, model.config.vocab_size
-        self.toolbox = Toolbox(tools)
+        self.toolbox = Toolbox(tools, encoding)
         self._model = model
         self.format = None if response_format is None else self.format_of(response_format)
         thinks = reasoning != "none"

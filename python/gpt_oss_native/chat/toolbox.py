@@ -24,6 +24,7 @@ from .events import ToolResult
 from .functions import Function
 
 if TYPE_CHECKING:
+    from ..harmony import HarmonyEncoding
     from ..tools.protocol import Tool
 
 #: What the models were told of in the system message; everything else is the developer's.
@@ -51,7 +52,8 @@ class Toolbox:
     Raises InvalidArgument for two tools of one name.
     """
 
-    def __init__(self, tools: Iterable[Any]) -> None:
+    def __init__(self, tools: Iterable[Any], encoding: HarmonyEncoding) -> None:
+        self._encoding = encoding
         self._tools: dict[str, Tool | None] = {}
         self._namespaces: dict[str, ToolNamespaceConfig] = {}
         self.schemas: dict[str, dict[str, Any]] = {}  # of the arguments, by recipient
@@ -102,7 +104,9 @@ class Toolbox:
         A tool that raises, or does not return within ``timeout`` seconds, gives an error for the
         model to read. Raises TurnCancelledError once ``cancelled()`` holds.
         """
-        running = [_Running(call, self._tools.get(call.recipient or "")) for call in calls]
+        running = [
+            _Running(call, self._tools.get(call.recipient or ""), self._encoding) for call in calls
+        ]
         try:
             for one in running:
                 one.start(self._unknown(one.call))
@@ -155,11 +159,12 @@ class Toolbox:
 class _Running:
     """One call in its thread."""
 
-    def __init__(self, call: Message, tool: Tool | None) -> None:
+    def __init__(self, call: Message, tool: Tool | None, encoding: HarmonyEncoding) -> None:
         self.call = call
         self._tool = tool
+        self._encoding = encoding
         self._done = threading.Event()
-        self._value: str | list[Message] = ""
+        self._messages: list[Message] = []
         self._error: str | None = None
         self._begin = time.perf_counter()
         self._end = self._begin
@@ -177,7 +182,12 @@ class _Running:
     def _work(self) -> None:
         assert self._tool is not None
         try:
-            self._value = self._tool.call(self.call)
+            value = self._tool.call(self.call)
+            results = value if isinstance(value, list) else [str(value)]
+            self._messages = [result_message(self.call, result) for result in results]
+            if isinstance(value, list):  # of a tool's own making: it must be one that can be told
+                for message in self._messages:
+                    self._encoding.render(message)
         except GptOssError as error:  # written to be read
             self._error = f"Error: {error}"
         except BaseException as error:  # SystemExit of a tool must not pass for a result
@@ -205,15 +215,11 @@ class _Running:
             interrupt()
 
     def _as_outcome(self, error: str | None, seconds: float) -> Outcome:
-        name = self.call.recipient or ""
-        value = self._value if error is None else error
-        if isinstance(value, list):
-            messages = [result_message(self.call, message) for message in value]
-            text = "".join(message.text for message in messages)
-        else:
-            text = value if isinstance(value, str) else str(value)
-            messages = [result_message(self.call, text)]
-        return Outcome(messages, ToolResult(name, text, error is not None, seconds))
+        messages = self._messages if error is None else [result_message(self.call, error)]
+        text = "".join(message.text for message in messages)
+        return Outcome(
+            messages, ToolResult(self.call.recipient or "", text, error is not None, seconds)
+        )
 
 
 def result_message(call: Message, result: str | Message) -> Message:
@@ -221,6 +227,11 @@ def result_message(call: Message, result: str | Message) -> Message:
     if isinstance(result, str):
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", call.recipient or "") or "tool"
         result = Message.from_author_and_content(Author.new(Role.TOOL, name), result)
+    if not isinstance(result, Message):
+        raise InvalidArgument(
+            f"[chat] result of {call.recipient}: expected text or messages, got "
+            f"{type(result).__name__}"
+        )
     if result.channel is None:
         result = result.with_channel(call.channel or "commentary")
     return result if result.recipient else result.with_recipient("assistant")

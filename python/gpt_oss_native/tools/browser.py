@@ -19,8 +19,10 @@ import json
 import re
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote
 
 from ..errors import InvalidArgument
@@ -39,6 +41,7 @@ _FOUND_LINES: Final = 4  # shown of each match
 _MAX_FOUND: Final = 50
 _LINES_BEFORE: Final = 4  # above a passage that a link leads to
 _LONGEST_TITLE: Final = 1024
+_T = TypeVar("_T")
 
 
 class BrowserTool:
@@ -82,6 +85,8 @@ class BrowserTool:
         self._max_results = max_results
         self._pages: list[Page] = []
         self._lock = threading.Lock()
+        self._num_interrupts = self._seen_interrupts = 0
+        self._under_way: Future[Any] | None = None
 
     def namespace(self) -> ToolNamespaceConfig:
         """The declaration of the training data."""
@@ -110,8 +115,9 @@ class BrowserTool:
 
     def search(self, query: str, *, topn: int = 10) -> str:
         """A page of results, each with a link and a summary; returns its first view."""
-        with self._lock:
-            hits = self._backend.search(query, topn=max(1, min(topn, self._max_results)))
+        with self._turn():
+            wanted = max(1, min(topn, self._max_results))
+            hits = self._away(lambda: self._backend.search(query, topn=wanted))
             return self._show(_results(query, hits), 0, _UNSET)
 
     def open(
@@ -129,10 +135,10 @@ class BrowserTool:
         ``loc`` is the first line shown; without it, the place that the link means, or the top.
         ``num_lines``, when given, takes the place of the size of the view.
         """
-        with self._lock:
+        with self._turn():
             place = 0
             if isinstance(id, str):
-                page = self._backend.fetch(id, view_source=view_source)
+                page = self._fetch(id, view_source)
             else:
                 page = self._at(cursor)
                 if id != _UNSET:
@@ -144,17 +150,17 @@ class BrowserTool:
                     target, line = page.links[id], page.link_lines.get(id)
                     # Matches lead to the page as it was shown, results to what is there now.
                     known = self._known(target) if line is not None and not view_source else None
-                    page = known or self._backend.fetch(target, view_source=view_source)
+                    page = known or self._fetch(target, view_source)
                     if line is not None:
                         place = max(0, page.starts[min(line, len(page.starts) - 1)] - _LINES_BEFORE)
                 elif view_source:
-                    page = self._backend.fetch(page.url, view_source=True)
+                    page = self._fetch(page.url, True)
             return self._show(page, place if loc < 0 else loc, num_lines)
 
     def find(self, pattern: str, *, cursor: int = _UNSET) -> str:
         """The places of a page where a text stands, whatever its case and line breaks; each with
         a link to it."""
-        with self._lock:
+        with self._turn():
             page = self._at(cursor)
             if page.is_list:
                 raise BrowserError(
@@ -163,6 +169,15 @@ class BrowserTool:
             if not pattern.strip():
                 raise BrowserError("[browser.find] expected a text to find, got none")
             return self._show(_matches(page, pattern), 0, _UNSET)
+
+    def interrupt(self) -> None:
+        """Makes calls under way raise BrowserError soon, from another thread; without one nothing
+        happens. What the backend still does is left to end by its own limits."""
+        self._num_interrupts += 1
+        under_way = self._under_way
+        if under_way is not None:
+            with suppress(InvalidStateError):
+                under_way.set_exception(_interrupted())
 
     def page(self, cursor: int) -> Page | None:
         """The page shown under a cursor; None when there was none."""
@@ -174,6 +189,43 @@ class BrowserTool:
         """An answer with its citations of this session's pages replaced by ``render`` of them
         (default: ``[1]``, ``[2]`` ... by source), and where they stand and what they cite."""
         return resolve_citations(text, self, render=render)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One call at a time, unless it was interrupted while it waited."""
+        before = self._num_interrupts
+        with self._lock:
+            self._seen_interrupts = before
+            self._check()
+            yield
+
+    def _check(self) -> None:
+        if self._num_interrupts != self._seen_interrupts:
+            raise _interrupted()
+
+    def _away(self, work: Callable[[], _T]) -> _T:
+        """The result of ``work``, done in a thread that `interrupt` can leave behind."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            with suppress(InvalidStateError):  # interrupted: nobody waits any more
+                try:
+                    future.set_result(work())
+                except InvalidStateError:
+                    raise
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._under_way = future
+        self._check()  # an interruption from here on finds the future
+        threading.Thread(target=run, name="gpt-oss-native browser", daemon=True).start()
+        try:
+            return future.result()
+        finally:
+            self._under_way = None
+
+    def _fetch(self, url: str, view_source: bool) -> Page:
+        return self._away(lambda: self._backend.fetch(url, view_source=view_source))
 
     def _at(self, cursor: int) -> Page:
         if not self._pages:
@@ -223,6 +275,10 @@ class BrowserTool:
             if tokens > limit:
                 return max(1, count)
         return len(lines)
+
+
+def _interrupted() -> BrowserError:
+    return BrowserError("[browser] interrupted: the page took too long; try another one")
 
 
 def _results(query: str, hits: Sequence[SearchHit]) -> Page:

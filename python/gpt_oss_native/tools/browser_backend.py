@@ -20,6 +20,7 @@ from .browser_page import Page, page_from_html, page_from_text
 __all__ = ["Backend", "BrowserError", "JsonSearch", "SearchApi", "SearchHit", "Web"]
 
 _AGENT: Final = "gpt-oss-native"
+_LONGEST_ANSWER: Final = 8 * 2**20
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _TEXT_TYPES: Final = ("text/", "application/json", "application/xml", "application/xhtml")
 
@@ -85,7 +86,7 @@ class JsonSearch:
         request = urllib.request.Request(url, data=data, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                answer = json.loads(response.read())
+                answer = json.loads(response.read(_LONGEST_ANSWER))
             for key in self.results:
                 answer = answer[key]
             return [self._hit(item) for item in answer[:topn]]
