@@ -13,13 +13,6 @@ namespace gptoss::cuda {
 // results do not depend on what else is in the batch. More rows go to the tensor-core GEMMs.
 constexpr int kSmallRows = 32;
 
-// Rows of logits computed at a time: 206 MB with the published vocabulary. SmallStep::run and
-// LargeStep::run write the logits of all their rows where a step has at most this many. With more,
-// LargeStep::run(step, nullptr, stream) leaves the residual in its workspace, and
-// LargeStep::logits(step, first, count, out, stream) follows for every `count` <= kLogitRows of
-// the step's logit rows.
-constexpr int kLogitRows = 256;
-
 struct SegmentInfo {
   std::int32_t first_row;  // of the batch
   std::int32_t num_rows;
