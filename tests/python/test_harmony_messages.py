@@ -170,3 +170,17 @@ def test_importing_harmony_needs_no_compiled_core_no_numpy_and_no_pydantic() -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_code_that_catches_the_errors_of_pydantic_catches_ours() -> None:
+    pydantic = pytest.importorskip("pydantic")
+    for make in (
+        lambda: Conversation.from_messages([SystemContent.new()]),  # type: ignore[list-item]
+        lambda: Author(role="king"),  # type: ignore[arg-type]
+        lambda: TextContent(text=3),  # type: ignore[arg-type]
+        lambda: ToolDescription(name=3, description="x"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(pydantic.ValidationError) as caught:
+            make()
+        assert isinstance(caught.value, InvalidArgument)
+        assert str(caught.value).startswith("[")

@@ -7,7 +7,9 @@ therefore has to match :data:`NAME`; free text never reaches a header.
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
 from typing import Any, Final
 
 from ..errors import GptOssError, InvalidArgument
@@ -21,10 +23,39 @@ class HarmonyError(GptOssError, RuntimeError):
     """Tokens or a message that harmony cannot render, decode or (in strict mode) parse."""
 
 
+def invalid(message: str) -> InvalidArgument:
+    """The error for an object that cannot be made.
+
+    Where pydantic is loaded it is a ``pydantic.ValidationError`` as well: the classes of the OpenAI
+    package are pydantic's, and code written for them may catch that.
+    """
+    core = sys.modules.get("pydantic_core")
+    kind = None if core is None else _also(core.ValidationError)
+    if kind is None:
+        return InvalidArgument(message)
+    details = {"type": "value_error", "loc": (), "input": None, "ctx": {"error": message}}
+    error: InvalidArgument = kind.from_exception_data("harmony", [details])
+    return error
+
+
+@functools.cache
+def _also(validation_error: Any) -> Any:
+    """A class of both kinds; None where pydantic does not allow one."""
+
+    def text(self: Any) -> str:
+        return str(self.errors()[0]["ctx"]["error"])
+
+    try:
+        bases = (InvalidArgument, validation_error)
+        return type("InvalidArgument", bases, {"__str__": text, "__module__": __name__})
+    except TypeError:
+        return None
+
+
 def check_name(operation: str, what: str, value: object) -> str:
     """Return ``value`` when it is a word that may stand in a header; else raise InvalidArgument."""
     if not isinstance(value, str) or NAME.fullmatch(value) is None:
-        raise InvalidArgument(
+        raise invalid(
             f"[{operation}] expected {what} of letters, digits, '_', '.' and '-', got {value!r}; "
             "other characters could forge a header"
         )
@@ -41,7 +72,7 @@ def check_content_type(operation: str, value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value or _CONTENT_TYPE.fullmatch(value) is None:
-        raise InvalidArgument(
+        raise invalid(
             f"[{operation}] expected a content type such as 'json' or '<|constrain|>json', "
             f"got {value!r}; a content type is one word"
         )
@@ -51,7 +82,7 @@ def check_content_type(operation: str, value: object) -> str | None:
 def check_text(operation: str, what: str, value: object) -> str:
     """Return ``value`` when it is a string; else raise InvalidArgument."""
     if not isinstance(value, str):
-        raise InvalidArgument(
+        raise invalid(
             f"[{operation}] expected {what} as a string, got {type(value).__name__}; "
             "convert it with str() or json.dumps()"
         )
@@ -66,7 +97,7 @@ def check_optional_text(operation: str, what: str, value: object) -> str | None:
 def check_mapping(operation: str, value: object) -> dict[str, Any]:
     """Return ``value`` when it is a dictionary; else raise InvalidArgument."""
     if not isinstance(value, dict):
-        raise InvalidArgument(
+        raise invalid(
             f"[{operation}] expected a dictionary, got {type(value).__name__}; "
             "pass what to_dict() made"
         )

@@ -10,8 +10,7 @@ from dataclasses import InitVar, dataclass, field
 from enum import Enum
 from typing import Any
 
-from ..errors import InvalidArgument
-from ._checks import check_mapping, check_optional_text, check_text
+from ._checks import check_mapping, check_optional_text, check_text, invalid
 from .tools import ToolDescription, ToolNamespaceConfig, as_namespaces
 
 DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
@@ -31,9 +30,7 @@ class ReasoningEffort(str, Enum):  # noqa: UP042  # str() as in openai_harmony
         for member in cls:
             if isinstance(value, str) and value.lower() == member.value.lower():
                 return member
-        raise InvalidArgument(
-            f"[ReasoningEffort] expected 'Low', 'Medium' or 'High', got {value!r}"
-        )
+        raise invalid(f"[ReasoningEffort] expected 'Low', 'Medium' or 'High', got {value!r}")
 
 
 class Content:
@@ -71,7 +68,7 @@ class ChannelConfig:
             check_text("ChannelConfig", "a channel", channel) for channel in self.valid_channels
         ]
         if not isinstance(self.channel_required, bool):
-            raise InvalidArgument(
+            raise invalid(
                 "[ChannelConfig] expected channel_required as a bool, "
                 f"got {self.channel_required!r}"
             )
@@ -252,7 +249,7 @@ def content_from_dict(raw: object) -> Content:
         return SystemContent.from_dict(raw)
     if kind == "developer_content":
         return DeveloperContent.from_dict(raw)
-    raise InvalidArgument(
+    raise invalid(
         f"[Message.from_dict] expected content of type text, system_content or developer_content, "
         f"got {kind!r}"
     )

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ..errors import InvalidArgument
-from ._checks import check_content_type, check_mapping, check_optional_name, check_text
+from ._checks import check_content_type, check_mapping, check_optional_name, check_text, invalid
 from .content import Content, TextContent, content_from_dict
 
 
@@ -27,9 +26,7 @@ class Role(str, Enum):  # noqa: UP042  # str() as in openai_harmony
 
     @classmethod
     def _missing_(cls, value: object) -> Role:
-        raise InvalidArgument(
-            f"[Role] expected user, assistant, system, developer or tool, got {value!r}"
-        )
+        raise invalid(f"[Role] expected user, assistant, system, developer or tool, got {value!r}")
 
 
 @dataclass
@@ -85,12 +82,12 @@ class Message:
             raw = self.author
             self.author = Author(role=Role(raw.get("role")), name=raw.get("name"))
         if not isinstance(self.author, Author):
-            raise InvalidArgument(
+            raise invalid(
                 f"[Message] expected an Author, got {type(self.author).__name__}; "
                 "use Message.from_role_and_content(role, content)"
             )
         if isinstance(self.content, (str, dict)) or not isinstance(self.content, Sequence):
-            raise InvalidArgument(
+            raise invalid(
                 f"[Message] expected content as a list, got {type(self.content).__name__}; "
                 "use Message.from_role_and_content(role, text)"
             )
@@ -181,13 +178,13 @@ class Message:
         data = check_mapping("Message.from_dict", data)
         missing = [key for key in ("role", "content") if key not in data]
         if missing:
-            raise InvalidArgument(
+            raise invalid(
                 f"[Message.from_dict] expected 'role' and 'content', {missing[0]!r} is absent"
             )
         raw = data["content"]
         items = [{"type": "text", "text": raw}] if isinstance(raw, str) else raw
         if not isinstance(items, list):
-            raise InvalidArgument("[Message.from_dict] expected content as a string or a list")
+            raise invalid("[Message.from_dict] expected content as a string or a list")
         return cls(
             author=Author(role=data["role"], name=data.get("name")),
             content=[content_from_dict(item) for item in items],
@@ -235,7 +232,7 @@ class Conversation:
         """The inverse of :meth:`to_dict`. Raises InvalidArgument."""
         raw = check_mapping("Conversation.from_dict", data).get("messages")
         if not isinstance(raw, list):
-            raise InvalidArgument("[Conversation.from_dict] expected a list under 'messages'")
+            raise invalid("[Conversation.from_dict] expected a list under 'messages'")
         return cls(messages=[Message.from_dict(message) for message in raw])
 
     @classmethod
@@ -254,7 +251,7 @@ def _as_content(item: object) -> Content:
     if isinstance(item, dict):
         return content_from_dict(item)
     check_text("Message", "content", item)
-    raise InvalidArgument("[Message] expected TextContent, got a bare string; wrap it")
+    raise invalid("[Message] expected TextContent, got a bare string; wrap it")
 
 
 def _as_message(message: object) -> Message:
@@ -262,7 +259,7 @@ def _as_message(message: object) -> Message:
         return message
     if isinstance(message, dict):
         return Message.from_dict(message)
-    raise InvalidArgument(
+    raise invalid(
         "[Conversation] Input should be a valid dictionary or instance of Message, "
         f"got {type(message).__name__}; wrap it with Message.from_role_and_content"
     )

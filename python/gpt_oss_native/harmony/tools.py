@@ -10,8 +10,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InvalidArgument
-from ._checks import check_mapping, check_name, check_optional_text, check_text
+from ._checks import check_mapping, check_name, check_optional_text, check_text, invalid
 
 
 @dataclass
@@ -26,7 +25,7 @@ class ToolDescription:
         check_name("ToolDescription", "a tool name", self.name)
         check_text("ToolDescription", "the description", self.description)
         if self.parameters is not None and not isinstance(self.parameters, dict):
-            raise InvalidArgument(
+            raise invalid(
                 "[ToolDescription] expected parameters as a JSON schema dictionary or None, "
                 f"got {type(self.parameters).__name__}"
             )
@@ -117,7 +116,7 @@ def _as_tool(tool: object) -> ToolDescription:
         return tool
     if isinstance(tool, dict):
         return ToolDescription.from_dict(tool)
-    raise InvalidArgument(
+    raise invalid(
         f"[ToolNamespaceConfig] expected ToolDescription objects, got {type(tool).__name__}; "
         "build them with ToolDescription.new(name, description, parameters)"
     )
