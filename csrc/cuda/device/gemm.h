@@ -13,13 +13,6 @@ namespace gptoss::cuda {
 
 enum class WeightFormat { kBf16, kMxfp4 };
 
-// Tokens [begin, begin + count) of the sorted list go to one expert's matrix together.
-struct TokenTile {
-  std::int32_t expert;
-  std::int32_t begin;
-  std::int32_t count;  // at most the kernel's kMaxTokens
-};
-
 // Tiles of tokens: a list in device memory, or (null) equal pieces of num_tokens.
 struct TokenTiles {
   const TokenTile* list;

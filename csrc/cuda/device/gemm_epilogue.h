@@ -8,15 +8,10 @@
 #include <cstdint>
 
 #include "cuda/layout.h"
+#include "cuda/product.h"
 #include "cuda/ptx/movmatrix.h"
 
 namespace gptoss::cuda {
-
-enum class TileOutput {
-  kStore,   // float32 out[token][row] = product + bias
-  kAdd,     // float32 out[token][row] += product + bias
-  kSwiglu,  // bf16 out[token][row / 2] = swiglu(product + bias), rows in RowOrder::kSwiglu
-};
 
 struct TileOutputArgs {
   void* out;                  // [tokens][out_stride]
@@ -68,23 +63,30 @@ __device__ __forceinline__ void write_tile(const TileOutputArgs& args, std::int3
     }
   } else {
     float* out = static_cast<float*>(args.out) + (first_token + 2 * q) * args.out_stride + row;
+    // What is added to is read well ahead: one load at a time would cost its latency each.
+    constexpr int kAhead = kEights < 8 ? kEights : 8;
+    float old[kOutput == TileOutput::kAdd ? kAhead : 1][4] = {};
 #pragma unroll
-    for (int j = 0; j < kEights; ++j) {
+    for (int first = 0; first < kEights; first += kAhead) {
+      const auto each = [&](auto&& visit) {
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        if (8 * j + 2 * q + t >= num_tokens) continue;
-        float* place = out + (8 * j + t) * args.out_stride;
+        for (int j = 0; j < kAhead && first + j < kEights; ++j) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          if (!has_row[half]) continue;
-          const float value = d[4 * j + 2 * half + t] + bias[half];
-          if constexpr (kOutput == TileOutput::kAdd) {
-            place[8 * half] += value;
-          } else {
-            place[8 * half] = value;
+          for (int i = 0; i < 4; ++i) {
+            const int token = 8 * (first + j) + i % 2;
+            if (token + 2 * q < num_tokens && has_row[i / 2]) {
+              visit(j, i, out[token * args.out_stride + i / 2 * 8]);
+            }
           }
         }
+      };
+      if constexpr (kOutput == TileOutput::kAdd) {
+        each([&](int j, int i, const float& place) { old[j][i] = place; });
       }
+      each([&](int j, int i, float& place) {
+        const float value = d[4 * (first + j) + i] + bias[i / 2];
+        place = kOutput == TileOutput::kAdd ? old[j][i] + value : value;
+      });
     }
   }
 }

@@ -1,11 +1,11 @@
 // The Hopper product out^T = W * x^T that linear_bf16_sm90 and linear_mxfp4_sm90 share.
 //
-// A persistent block takes tiles of 128 kRowTiles / 8 weight rows by up to kMaxTokens tokens. One
-// thread of a producer warpgroup brings stages of 64 columns to shared memory by TMA (weights as
-// they lie, tokens with the 128-byte swizzle); two consumer warpgroups read weight fragments into
-// registers, decode MXFP4 on the way, and issue wgmma with them as A. A stage's products go out in
-// two groups, so that one is running while the other's fragments are made. Every output is summed
-// along K in one order, whatever the tile's shape.
+// A persistent block takes tiles of 16 kRowTiles weight rows by up to kMaxTokens tokens. One thread
+// of a producer warpgroup brings stages of 64 columns to shared memory by TMA (weights as they lie,
+// tokens with the 128-byte swizzle); consumer warpgroups read weight fragments into registers,
+// decode MXFP4 on the way, and issue wgmma with them as A, for as many tokens as the tile has: a
+// stage's products run while the fragments of the next are made. Every output is summed along K in
+// one order, whatever the tile's shape.
 #pragma once
 
 #include <cuda.h>
@@ -21,34 +21,38 @@
 
 namespace gptoss::cuda {
 
-constexpr int kConsumers = 2;  // warpgroups
-constexpr int kConsumerWarps = 4 * kConsumers;
 constexpr int kWarpgroupThreads = 128;
-constexpr int kGemmThreads = (kConsumers + 1) * kWarpgroupThreads;
 
-// kTilesPerWarp row tiles of 16 a consumer warp, token tiles up to kMaxTokens in multiples of
-// kGranule.
-template <WeightFormat kFormatOf, int kTilesPerWarpOf, int kMaxTokensOf, int kGranuleOf>
+// Where the number of tokens of a tile is looked at: once a stage, or once a tile with a loop for
+// each width, of which the compiler takes four at most.
+enum class WidthChoice { kEachStage, kEachTile };
+
+// kConsumers warpgroups of 64 rows each; token tiles up to kMaxTokens, in multiples of kGranule.
+template <WeightFormat kFormatOf, int kConsumersOf, int kMaxTokensOf, int kGranuleOf,
+          WidthChoice kChoiceOf>
 struct GemmShape {
   static constexpr WeightFormat kFormat = kFormatOf;
-  static constexpr int kTilesPerWarp = kTilesPerWarpOf;
+  static constexpr int kConsumers = kConsumersOf;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   static constexpr int kMaxTokens = kMaxTokensOf;
   static constexpr int kGranule = kGranuleOf;
-  static constexpr int kRowTiles = kConsumerWarps * kTilesPerWarp;
+  static constexpr WidthChoice kChoice = kChoiceOf;
+  static constexpr int kRowTiles = 4 * kConsumers;  // one a consumer warp
   static constexpr int kWeightTileBytes =
       kFormat == WeightFormat::kBf16 ? kStageSteps * kDenseTileBytes : kMxRecordBytes;
   static constexpr int kTokenBytes = kMaxTokens * kTokenRowBytes;
   static constexpr int kStageBytes =
       kTokenBytes + (kRowTiles * kWeightTileBytes + 1023) / 1024 * 1024;
-  static constexpr int kSmemBytes = 227 * 1024;
+  // All that a block may have, less the alignment of the first stage and the barriers.
   static constexpr int kMostStages = 24;
-  static constexpr int kStages = (kSmemBytes - 1024 - 16 * kMostStages) / kStageBytes < kMostStages
-                                     ? (kSmemBytes - 1024 - 16 * kMostStages) / kStageBytes
-                                     : kMostStages;
-  static constexpr int kUsedBytes = 1024 + kStages * kStageBytes + 16 * kStages;
-  // Products go out in two groups a stage: of each row tile, or of half of the columns.
-  static constexpr int kGroupSteps = kTilesPerWarp == 2 ? kStageSteps : kStageSteps / 2;
-  static_assert(kTilesPerWarp <= 2 && kMaxTokens * kTilesPerWarp <= 256 && kStages >= 2);
+  static constexpr int kRoom = 227 * 1024 - 1024 - 16 * kMostStages;
+  static constexpr int kStages =
+      kRoom / kStageBytes < kMostStages ? kRoom / kStageBytes : kMostStages;
+  static constexpr int kSmemBytes = 1024 + kStages * kStageBytes + 16 * kStages;
+  // Accumulators of 128 registers want more than an equal share; the producer needs few.
+  static constexpr bool kMoveRegisters = kConsumers == 2;
+  static_assert(kMaxTokens <= 256 && kMaxTokens % kGranule == 0 && kGranule % 16 == 0);
+  static_assert(kStages >= 4, "two stages are read from while others are filled");
 };
 
 // Where in the ring of stages a role stands.
@@ -134,98 +138,140 @@ __device__ __forceinline__ void produce(const GemmSmem<Shape>& smem, const GemmA
   }
 }
 
-// The fragments of one group: kGroupSteps steps of 16 columns of one row tile.
-template <class Shape, int kGroup>
-struct GroupFragments {
-  static constexpr int kSteps = Shape::kGroupSteps;
+// What a consumer lane reads of a stage's weights, before decoding: its part of one row tile.
+template <WeightFormat kFormat>
+struct RawWeights;
 
-  __device__ __forceinline__ static void load(std::uint32_t weights, int warp, int lane,
-                                              std::uint32_t (&a)[kSteps][4]) {
-    const int row_tile = warp * Shape::kTilesPerWarp + (Shape::kTilesPerWarp == 2 ? kGroup : 0);
-    const std::uint32_t record = weights + row_tile * Shape::kWeightTileBytes;
-    constexpr int kFirst = Shape::kTilesPerWarp == 2 ? 0 : kGroup * kSteps;
-    if constexpr (Shape::kFormat == WeightFormat::kBf16) {
+template <>
+struct RawWeights<WeightFormat::kBf16> {
+  uint4 steps[kStageSteps];
+
+  __device__ __forceinline__ void load(std::uint32_t tile, int lane) {
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const uint4 v = load_shared_16(record + (kFirst + step) * kDenseTileBytes + lane * 16);
-        a[step][0] = v.x;
-        a[step][1] = v.y;
-        a[step][2] = v.z;
-        a[step][3] = v.w;
-      }
-    } else {
-      const uint4 codes = load_shared_16(record + lane * 16);
-      const std::uint32_t scales = load_shared_4(record + kMxCodeBytes + lane / 4 * 4);
-      if constexpr (kSteps == 4) {
-        decode_mxfp4<0>(codes.x, codes.y, scales,
-                        *reinterpret_cast<std::uint32_t (*)[2][4]>(&a[0]));
-        decode_mxfp4<1>(codes.z, codes.w, scales,
-                        *reinterpret_cast<std::uint32_t (*)[2][4]>(&a[2]));
-      } else if constexpr (kGroup == 0) {
-        decode_mxfp4<0>(codes.x, codes.y, scales, a);
-      } else {
-        decode_mxfp4<1>(codes.z, codes.w, scales, a);
-      }
+    for (int i = 0; i < kStageSteps; ++i) {
+      steps[i] = load_shared_16(tile + i * kDenseTileBytes + lane * 16);
+    }
+  }
+  __device__ __forceinline__ void decode(std::uint32_t (&a)[kStageSteps][4]) const {
+#pragma unroll
+    for (int i = 0; i < kStageSteps; ++i) {
+      a[i][0] = steps[i].x;
+      a[i][1] = steps[i].y;
+      a[i][2] = steps[i].z;
+      a[i][3] = steps[i].w;
     }
   }
 };
 
-// Accumulators of a warp: one array for every width, or the compiler would keep one each.
-template <class Shape>
-using Accumulators = float[Shape::kTilesPerWarp][Shape::kMaxTokens / 2];
+template <>
+struct RawWeights<WeightFormat::kMxfp4> {
+  uint4 codes;
+  std::uint32_t scales;
 
-// The products of one tile for the first kTokens tokens.
-template <class Shape, int kTokens>
-__device__ __forceinline__ void multiply(const GemmSmem<Shape>& smem, std::int32_t num_stages,
-                                         RingPlace<Shape::kStages>& place, Accumulators<Shape>& d) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  std::uint32_t a[2][Shape::kGroupSteps][4];
-  int previous = -1;
-
-  const auto group = [&]<int kGroup>() {
-    constexpr int kTile = Shape::kTilesPerWarp == 2 ? kGroup : 0;
-    constexpr int kFirst = Shape::kTilesPerWarp == 2 ? 0 : kGroup * Shape::kGroupSteps;
-    GroupFragments<Shape, kGroup>::load(smem.weights(place.stage), warp, lane, a[kGroup]);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < Shape::kGroupSteps; ++step) {
-      ptx::Wgmma<kTokens>::run(
-          reinterpret_cast<float (&)[kTokens / 2]>(d[kTile]), a[kGroup][step],
-          ptx::wgmma_descriptor(smem.tokens(place.stage) + (kFirst + step) * kTileK * 2));
-    }
-    ptx::wgmma_commit();
-  };
-
-  for (std::int32_t k = 0; k < num_stages; ++k) {
-    ptx::mbarrier_wait(smem.full(place.stage), place.parity);
-    ptx::wgmma_wait<1>();  // the first group of the stage before has read its fragments
-    group.template operator()<0>();
-    ptx::wgmma_wait<1>();  // all of the stage before is done: the producer may fill it again
-    if (previous >= 0 && lane == 0) ptx::mbarrier_arrive(smem.empty(previous));
-    group.template operator()<1>();
-    previous = place.stage;
-    place.advance();
+  __device__ __forceinline__ void load(std::uint32_t tile, int lane) {
+    codes = load_shared_16(tile + lane * 16);
+    scales = load_shared_4(tile + kMxCodeBytes + lane / 4 * 4);
   }
-  ptx::wgmma_wait<0>();
+  __device__ __forceinline__ void decode(std::uint32_t (&a)[kStageSteps][4]) const {
+    decode_mxfp4(codes, scales, a);
+  }
+};
+
+template <class Shape>
+using Accumulators = float[Shape::kMaxTokens / 2];
+using Fragments = std::uint32_t[kStageSteps][4];
+
+// A stage's products for the first kTokens tokens.
+template <int kTokens, int kCount>
+__device__ __forceinline__ void issue(std::uint32_t descriptor, const Fragments& a,
+                                      float (&d)[kCount]) {
+  ptx::wgmma_fence();  // the fragments are written before the products read them
 #pragma unroll
-  for (int tile = 0; tile < Shape::kTilesPerWarp; ++tile) ptx::wgmma_pin(d[tile]);
-  if (lane == 0) ptx::mbarrier_arrive(smem.empty(previous));
+  for (int step = 0; step < kStageSteps; ++step) {
+    ptx::Wgmma<kTokens>::run(reinterpret_cast<float (&)[kTokens / 2]>(d), a[step],
+                             ptx::wgmma_descriptor(descriptor + step * kTileK * 2 / 16));
+  }
+  ptx::wgmma_commit();
 }
 
-// The smallest number of granules that holds the tile's tokens.
-template <class Shape, int kTokens>
-__device__ __forceinline__ void multiply_fitting(const GemmSmem<Shape>& smem, std::int32_t count,
-                                                 std::int32_t num_stages,
-                                                 RingPlace<Shape::kStages>& place,
-                                                 Accumulators<Shape>& d) {
-  if constexpr (kTokens > Shape::kGranule) {
-    if (count <= kTokens - Shape::kGranule) {
-      multiply_fitting<Shape, kTokens - Shape::kGranule>(smem, count, num_stages, place, d);
-      return;
+// The same for the fewest granules, from kFrom to kTo, that hold `width` tokens. Commits happen
+// inside: after the branches meet they would make one more group.
+template <class Shape, int kFrom, int kTo>
+__device__ __forceinline__ void issue_fitting(std::uint32_t descriptor, std::int32_t width,
+                                              const Fragments& a, Accumulators<Shape>& d) {
+  if constexpr (kFrom == kTo) {
+    issue<kTo * Shape::kGranule>(descriptor, a, d);
+  } else {
+    constexpr int kMiddle = (kFrom + kTo) / 2;
+    if (width > kMiddle * Shape::kGranule) {
+      issue_fitting<Shape, kMiddle + 1, kTo>(descriptor, width, a, d);
+    } else {
+      issue_fitting<Shape, kFrom, kMiddle>(descriptor, width, a, d);
     }
   }
-  multiply<Shape, kTokens>(smem, num_stages, place, d);
+}
+
+// The products of one tile; kTokens 0: `width` is looked at each stage. Fragments alternate between
+// two sets of registers: one is read by running products while the other is made.
+template <class Shape, int kTokens>
+__device__ __forceinline__ void multiply(const GemmSmem<Shape>& smem, std::int32_t num_stages,
+                                         std::int32_t width, RingPlace<Shape::kStages>& place,
+                                         Accumulators<Shape>& d) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::uint32_t my_tile = threadIdx.x / kWarp * Shape::kWeightTileBytes;
+  const std::uint32_t descriptors = ptx::wgmma_descriptor_address(smem.tokens(0));
+  RawWeights<Shape::kFormat> raw;
+  Fragments a[2];
+  int before = -1;   // the stage before this one
+  int before2 = -1;  // and the one before that
+
+  const auto load = [&] {
+    ptx::mbarrier_wait(smem.full(place.stage), place.parity);
+    raw.load(smem.weights(place.stage) + my_tile, lane);
+  };
+  const auto stage = [&](Fragments& fragments, bool last) {
+    const std::uint32_t descriptor = descriptors + place.stage * (Shape::kStageBytes / 16);
+    ptx::wgmma_wait<1>();  // the products of two stages ago: their registers and bytes are free
+    if (before2 >= 0 && lane == 0) ptx::mbarrier_arrive(smem.empty(before2));
+    before2 = before;
+    before = place.stage;
+    raw.decode(fragments);
+    if constexpr (kTokens == 0) {
+      issue_fitting<Shape, 1, Shape::kMaxTokens / Shape::kGranule>(descriptor, width, fragments, d);
+    } else {
+      issue<kTokens>(descriptor, fragments, d);
+    }
+    place.advance();
+    if (!last) load();
+  };
+
+  load();
+  for (std::int32_t k = 0; k < num_stages; k += 2) {
+    stage(a[0], k + 1 == num_stages);
+    if (k + 1 < num_stages) stage(a[1], k + 2 == num_stages);
+  }
+  ptx::wgmma_wait<0>();
+  ptx::wgmma_pin(d);
+  if (lane == 0) {
+    if (before2 >= 0) ptx::mbarrier_arrive(smem.empty(before2));
+    ptx::mbarrier_arrive(smem.empty(before));
+  }
+}
+
+template <class Shape, int kFrom, int kTo>
+__device__ __forceinline__ void multiply_fitting(const GemmSmem<Shape>& smem,
+                                                 std::int32_t num_stages, std::int32_t width,
+                                                 RingPlace<Shape::kStages>& place,
+                                                 Accumulators<Shape>& d) {
+  if constexpr (Shape::kChoice == WidthChoice::kEachStage) {
+    multiply<Shape, 0>(smem, num_stages, width, place, d);
+  } else if constexpr (kFrom == kTo) {
+    multiply<Shape, kTo * Shape::kGranule>(smem, num_stages, width, place, d);
+  } else if (width > kFrom * Shape::kGranule) {
+    multiply_fitting<Shape, kFrom + 1, kTo>(smem, num_stages, width, place, d);
+  } else {
+    multiply_fitting<Shape, kFrom, kFrom>(smem, num_stages, width, place, d);
+  }
 }
 
 template <class Shape, TileOutput kOutput>
@@ -236,15 +282,11 @@ __device__ __forceinline__ void consume(const GemmSmem<Shape>& smem, const GemmA
     const TokenTile tokens = args.tiles.at(index / args.row_blocks);
     const std::int32_t row_block = index % args.row_blocks;
     Accumulators<Shape> d = {};
-    multiply_fitting<Shape, Shape::kMaxTokens>(smem, tokens.count, args.num_stages, place, d);
-#pragma unroll
-    for (int tile = 0; tile < Shape::kTilesPerWarp; ++tile) {
-      const int warp = static_cast<int>(threadIdx.x) / kWarp;
-      write_tile<kOutput, Shape::kMaxTokens / 8>(
-          args.output, tokens.expert,
-          row_block * Shape::kRowTiles + warp * Shape::kTilesPerWarp + tile, tokens.begin,
-          tokens.count, d[tile]);
-    }
+    multiply_fitting<Shape, 1, Shape::kMaxTokens / Shape::kGranule>(smem, args.num_stages,
+                                                                    tokens.count, place, d);
+    write_tile<kOutput, Shape::kMaxTokens / 8>(args.output, tokens.expert,
+                                               row_block * Shape::kRowTiles + threadIdx.x / kWarp,
+                                               tokens.begin, tokens.count, d);
   }
 }
 
@@ -256,7 +298,7 @@ __device__ __forceinline__ void gemm_block(const GemmArgs& args, const CUtensorM
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       ptx::mbarrier_init(smem.full(stage), 1);
-      ptx::mbarrier_init(smem.empty(stage), kConsumerWarps);
+      ptx::mbarrier_init(smem.empty(stage), 4 * Shape::kConsumers);
     }
     ptx::fence_mbarrier_init();
   }
@@ -264,15 +306,16 @@ __device__ __forceinline__ void gemm_block(const GemmArgs& args, const CUtensorM
 
   constexpr int kProducerRegisters = 40;
   constexpr int kConsumerRegisters = 232;
-  if (threadIdx.x >= kConsumers * kWarpgroupThreads) {
-    ptx::setmaxnreg_decrease<kProducerRegisters>();
-    if (threadIdx.x == kConsumers * kWarpgroupThreads) {
+  constexpr int kFirstProducer = Shape::kConsumers * kWarpgroupThreads;
+  if (threadIdx.x >= kFirstProducer) {
+    if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_decrease<kProducerRegisters>();
+    if (threadIdx.x == kFirstProducer) {
       ptx::tma_prefetch_map(weight_map);
       ptx::tma_prefetch_map(token_map);
       produce(smem, args, weight_map, token_map);
     }
   } else {
-    ptx::setmaxnreg_increase<kConsumerRegisters>();
+    if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_increase<kConsumerRegisters>();
     consume<Shape, kOutput>(smem, args);
   }
 }

@@ -18,37 +18,43 @@ __device__ __forceinline__ std::uint32_t scale_pair(std::uint32_t scales) {
   return __byte_perm(scales, 0, 0x4040 + kIndex * 0x0101);
 }
 
-// 2^(scale - 1 ) twice, from the scale in both halves of a word, at most 128: one multiply-add.
+// 2^(scale - 1) twice, from the scale in both halves of a word, at most 128: one multiply-add.
 __device__ __forceinline__ std::uint32_t scale_factor(std::uint32_t pair) {
   return pair * 128 + power_of_two_bf16x2(-1);
 }
 
-// The fragments of columns 32 kBlock ... 32 kBlock + 31 of a record: its words 2 kBlock and
-// 2 kBlock + 1 of this lane, and the scale word of its rows.
-template <int kBlock>
-__device__ __forceinline__ void decode_mxfp4(std::uint32_t word0, std::uint32_t word1,
-                                             std::uint32_t scales, std::uint32_t (&a)[2][4]) {
-  expand_e2m1(a[0], word0);
-  expand_e2m1(a[1], word1);
-  const std::uint32_t pairs[2] = {scale_pair<kBlock>(scales), scale_pair<kBlock + 2>(scales)};
+// The fragments of a record's 64 columns: its words of this lane and the scale word of its rows.
+__device__ __forceinline__ void decode_mxfp4(const uint4& codes, std::uint32_t scales,
+                                             std::uint32_t (&a)[4][4]) {
+  expand_e2m1(a[0], codes.x);
+  expand_e2m1(a[1], codes.y);
+  expand_e2m1(a[2], codes.z);
+  expand_e2m1(a[3], codes.w);
+  // Rows g and g + 8 of the first 32 columns, then of the others: step s and element i take
+  // factors[s / 2][i % 2].
+  const std::uint32_t pairs[2][2] = {{scale_pair<0>(scales), scale_pair<2>(scales)},
+                                     {scale_pair<1>(scales), scale_pair<3>(scales)}};
+  std::uint32_t factors[2][2];
   if ((scales & kMaybeLargeScales) == 0) {
-    const std::uint32_t factors[2] = {scale_factor(pairs[0]), scale_factor(pairs[1])};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = multiply_bf16x2(a[i / 4][i % 4], factors[i % 2]);
+    for (int i = 0; i < 4; ++i) factors[i / 2][i % 2] = scale_factor(pairs[i / 2][i % 2]);
   } else {
-    std::uint32_t factors[2];
-    std::uint32_t rests[2];
+    std::uint32_t rests[2][2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const std::uint32_t limited = __vminu2(pairs[i], 0x00800080u);
-      factors[i] = scale_factor(limited);
-      rests[i] = (pairs[i] - limited) * 128 + power_of_two_bf16x2(0);
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t pair = pairs[i / 2][i % 2];
+      const std::uint32_t limited = __vminu2(pair, 0x00800080u);
+      factors[i / 2][i % 2] = scale_factor(limited);
+      rests[i / 2][i % 2] = (pair - limited) * 128 + power_of_two_bf16x2(0);
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      a[i / 4][i % 4] =
-          multiply_bf16x2(multiply_bf16x2(a[i / 4][i % 4], factors[i % 2]), rests[i % 2]);
+    for (int i = 0; i < 16; ++i) {
+      a[i / 4][i % 4] = multiply_bf16x2(a[i / 4][i % 4], rests[i / 8][i % 2]);
     }
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    a[i / 4][i % 4] = multiply_bf16x2(a[i / 4][i % 4], factors[i / 8][i % 2]);
   }
 }
 

@@ -30,13 +30,17 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// B: rows of 128 bytes, groups of 8 rows 1,024 bytes apart, 128-byte swizzle; the address must be
-// a multiple of 1,024, plus 32 bytes for every 16 columns.
+// Where B begins, as descriptors count: a multiple of 1,024 bytes, plus 2 for every 16 columns.
+__device__ __forceinline__ std::uint32_t wgmma_descriptor_address(std::uint32_t shared_address) {
+  constexpr std::uint32_t kUnused = 1u << 16;  // the leading stride, which the swizzle implies
+  return (shared_address & 0x3ffff) >> 4 | kUnused;
+}
+
+// B: rows of 128 bytes, groups of 8 rows 1,024 bytes apart, 128-byte swizzle.
 __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address) {
   constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
   constexpr std::uint64_t kGroupStride = std::uint64_t{1024 >> 4} << 32;
-  constexpr std::uint64_t kUnused = std::uint64_t{1} << 16;
-  return kSwizzle128 | kGroupStride | kUnused | ((address & 0x3ffff) >> 4);
+  return kSwizzle128 | kGroupStride | address;
 }
 
 template <int kN>
