@@ -39,7 +39,8 @@ std::size_t attention_workspace_bytes(std::int64_t num_heads);
 // depends on its own position and nothing else. step.num_rows and step.max_position may be those of
 // a bucket: no position of the batch is larger. Keys of positions before the segment's first are
 // read before the dependency is waited for, q and the others after.
-void attention_decode(const AttentionArgs& args, Dependence dependence, cudaStream_t stream);
+void attention_decode(const AttentionArgs& args, const DeviceInfo& device, Dependence dependence,
+                      cudaStream_t stream);
 
 // Any ragged batch: the large regime. Segments of one row go through the kernels of
 // attention_decode, others in tiles of query rows.
