@@ -67,8 +67,8 @@ class Backend {
   // another. Throws Error when the logits held NaN or +inf or nothing finite, InvalidArgument when
   // the banned ids left none.
   virtual std::int32_t wait_draw(DrawId) { return -1; }
-  // Whether what was queued is done: a step that is queued later may still gather more.
-  virtual bool idle() { return true; }
+  // Whether all that was queued is done. From any thread.
+  virtual bool idle() noexcept { return true; }
 
   virtual BackendMemory memory() const = 0;
   virtual Trace& trace() = 0;

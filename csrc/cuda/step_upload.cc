@@ -26,20 +26,21 @@ T* at(std::byte* block, std::size_t begin) {
 }  // namespace
 
 StepUpload::StepUpload(std::int64_t max_rows, std::int64_t num_layers,
-                       std::int64_t experts_per_token, std::int64_t num_draws)
+                       std::int64_t experts_per_token)
     : num_layers_(num_layers),
       experts_per_token_(experts_per_token),
-      draws_(static_cast<std::size_t>(num_draws) * sizeof(std::int32_t), "draws of a step") {
+      small_(kLargestSpreadArgument) {
   const auto rows = static_cast<std::size_t>(std::max<std::int64_t>(max_rows, kSmallRows));
   for (const Array array : {kTokens, kPositions, kSegmentOf, kLogitRows}) {
     ensure(array, rows * sizeof(std::int32_t));
   }
   ensure(kSegments, rows * sizeof(SegmentInfo));
   ensure(kPages, kInitialPages * sizeof(__nv_bfloat16*));
+  ensure(kDraws, kSmallRows * sizeof(DrawRow));
 }
 
 std::size_t StepUpload::num_bytes() const {
-  std::size_t total = draws_.num_bytes();
+  std::size_t total = 0;
   for (const DeviceBuffer& array : arrays_) total += array.num_bytes();
   return total;
 }
@@ -63,7 +64,7 @@ std::byte* StepUpload::staging(std::size_t num_bytes) {
   return slot.memory.as<std::byte>();
 }
 
-StepUpload::Packed StepUpload::pack_sizes(const Batch& batch) const {
+StepUpload::Packed StepUpload::pack_sizes(const Batch& batch, std::size_t num_draws) const {
   const auto num_rows = static_cast<std::size_t>(batch.num_tokens());
   const std::size_t padded = std::max<std::size_t>(num_rows, kSmallRows);
   Packed packed;
@@ -77,6 +78,7 @@ StepUpload::Packed StepUpload::pack_sizes(const Batch& batch) const {
                              ? 0
                              : static_cast<std::size_t>(num_layers_ * experts_per_token_) *
                                    num_rows * sizeof(std::int32_t);
+  packed.size[kDraws] = num_draws * sizeof(DrawRow);
   for (int array = 0; array < kArrays; ++array) {
     packed.begin[array] = packed.total;
     packed.total += (packed.size[array] + kAlignment - 1) / kAlignment * kAlignment;
@@ -84,7 +86,7 @@ StepUpload::Packed StepUpload::pack_sizes(const Batch& batch) const {
   return packed;
 }
 
-void StepUpload::fill(const Batch& batch, const KvStorage& storage, const Packed& packed,
+void StepUpload::fill(const Batch& batch, const Context& context, const Packed& packed,
                       std::byte* block) {
   auto* tokens = at<std::int32_t>(block, packed.begin[kTokens]);
   auto* positions = at<std::int32_t>(block, packed.begin[kPositions]);
@@ -106,7 +108,7 @@ void StepUpload::fill(const Batch& batch, const KvStorage& storage, const Packed
       info.page_begin[g] = page;
       info.first_page[g] = static_cast<std::int32_t>(segment.first_page[g]);
       for (const PageId id : segment.pages[g]) {
-        pages[page++] = storage.page(static_cast<KvGroup>(g), id);
+        pages[page++] = context.storage.page(static_cast<KvGroup>(g), id);
       }
     }
     const auto first_logit = count - static_cast<std::int32_t>(segment.num_scored_rows());
@@ -125,15 +127,13 @@ void StepUpload::fill(const Batch& batch, const KvStorage& storage, const Packed
   if (packed.size[kForced] > 0) {
     std::memcpy(block + packed.begin[kForced], batch.forced_experts, packed.size[kForced]);
   }
+  std::ranges::copy(context.draws, at<DrawRow>(block, packed.begin[kDraws]));
 }
 
-StepView StepUpload::upload(const Batch& batch, const KvStorage& storage, cudaStream_t stream) {
-  const Packed packed = pack_sizes(batch);
-  std::byte* const block = staging(packed.total);
-  fill(batch, storage, packed, block);
+void StepUpload::spread(const Packed& packed, const std::byte* block, const std::int32_t* drawn,
+                        cudaStream_t stream) {
   SpreadStepArgs args;
-  args.source = reinterpret_cast<const std::uint32_t*>(block);
-  args.draws = draws();
+  args.drawn = drawn;
   for (int array = 0; array < kArrays; ++array) {
     if (packed.size[array] == 0) continue;
     ensure(static_cast<Array>(array), packed.size[array]);
@@ -141,9 +141,20 @@ StepView StepUpload::upload(const Batch& batch, const KvStorage& storage, cudaSt
                                       static_cast<std::uint32_t>(packed.size[array] / 4),
                                       arrays_[array].as<std::uint32_t>()};
   }
-  spread_step(args, stream);
-  check(cudaEventRecord(slots_[slot_].read.get(), stream), "step_upload");
+  spread_step(args, {block, packed.total}, stream);
+}
 
+StepView StepUpload::upload(const Batch& batch, const Context& context, cudaStream_t stream) {
+  const Packed packed = pack_sizes(batch, context.draws.size());
+  if (packed.total <= kLargestSpreadArgument) {
+    fill(batch, context, packed, small_.data());
+    spread(packed, small_.data(), context.drawn, stream);
+  } else {
+    std::byte* const block = staging(packed.total);
+    fill(batch, context, packed, block);
+    spread(packed, block, context.drawn, stream);
+    check(cudaEventRecord(slots_[slot_].read.get(), stream), "step_upload");
+  }
   StepView view{};
   view.tokens = arrays_[kTokens].as<const std::int32_t>();
   view.positions = arrays_[kPositions].as<const std::int32_t>();

@@ -35,7 +35,7 @@ struct Feed {
       logits = job->logits;
     }
     const std::span<const std::int32_t> part(tokens.data() + done, static_cast<std::size_t>(count));
-    return {&job->use->sequence(), part, logits, out};
+    return {&job->use->sequence(), part, logits, out, job->draw, job->drawn};
   }
 };
 

@@ -15,7 +15,9 @@ struct ForwardJob {
   SessionUse* use = nullptr;
   std::span<const std::int32_t> tokens;
   LogitsWanted logits = LogitsWanted::kNone;
-  float* out = nullptr;  // [rows][vocab]
+  float* out = nullptr;               // [rows][vocab]
+  const DrawOptions* draw = nullptr;  // with kDraw
+  DrawId* drawn = nullptr;            // out, with kDraw
 };
 
 struct ForwardOptions {

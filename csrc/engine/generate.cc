@@ -55,7 +55,8 @@ void Generation::check_not_moved(const SessionUse& use) const {
                  "it; start another generation");
 }
 
-void Generation::forward_next(SessionUse& use, const CancelCheck& cancel) {
+void Generation::forward_next(SessionUse& use, const CancelCheck& cancel,
+                              const DrawOptions* options, DrawId* drawn) {
   if (!started_ && core_ == nullptr) {
     use.core().scheduler.register_generation(this);
     core_ = use.session().core_;
@@ -65,9 +66,10 @@ void Generation::forward_next(SessionUse& use, const CancelCheck& cancel) {
     // sequence keeps the pages that this needs.
     use.sequence().rewind(use.position() - 1);
   }
-  ForwardJob job{&use, prompt_, LogitsWanted::kLast, logits_.data()};
+  ForwardJob job{&use, prompt_, LogitsWanted::kLast, logits_.data(), options, drawn};
+  if (options != nullptr) job.logits = LogitsWanted::kDraw;
   run_forward({&job, 1}, {.op = "generate", .generation = this, .cancel = &cancel});
-  has_logits_ = true;
+  has_logits_ = options == nullptr;
   version_ = use.session().version_;
   prompt_.clear();
   if (started_) return;
@@ -75,14 +77,75 @@ void Generation::forward_next(SessionUse& use, const CancelCheck& cancel) {
   use.sequence().mark();
 }
 
-std::optional<SampledToken> Generation::next(const TokenMask* mask, const CancelCheck& cancel) {
-  if (finish_reason_ != FinishReason::kNone) return std::nullopt;
-  SessionUse use(*session_, "generate");
-  check_not_moved(use);
+SampledToken Generation::sample(SessionUse& use, const TokenMask* mask, const CancelCheck& cancel) {
+  forget_ahead(use);
   if (!has_logits_) forward_next(use, cancel);
   use.reserve_tokens(1);
   SampledToken result = sampler_.sample(logits_, mask);
   has_logits_ = false;
+  return result;
+}
+
+SampledToken Generation::draw(SessionUse& use, const DrawOptions& options,
+                              const CancelCheck& cancel) {
+  DrawId draw = 0;
+  if (ahead_) {
+    if (cancel) cancel();
+    draw = *ahead_;
+    ahead_.reset();
+    use.sequence().advance(1);
+  } else {
+    forward_next(use, cancel, &options, &draw);
+  }
+  use.reserve_tokens(1);
+  run_ahead(use, draw);
+  try {
+    const std::int32_t token = use.core().backend->wait_draw(draw);
+    sampler_.drawn(token);
+    return {.token = token, .logprob = std::nullopt, .top = {}};
+  } catch (...) {
+    forget_ahead(use);
+    throw;
+  }
+}
+
+// Queues the step of the token that `draw` gives, unless that will be the last.
+void Generation::run_ahead(SessionUse& use, DrawId draw) {
+  const bool is_last =
+      (options_.max_new_tokens && num_generated_ + 1 >= *options_.max_new_tokens) ||
+      use.position() + 1 >= session_->max_tokens();
+  if (is_last) return;
+  const std::int32_t token = token_of_draw(draw);
+  const std::optional<DrawOptions> options = sampler_.draw_options(1);
+  DrawId ahead = 0;
+  StepEntry entry{.sequence = &use.sequence(),
+                  .tokens = {&token, 1},
+                  .logits = LogitsWanted::kDraw,
+                  .out = nullptr,
+                  .draw = &*options,
+                  .drawn = &ahead,
+                  .ahead = true};
+  try {
+    use.core().scheduler.run({.entries = {&entry, 1}, .generation = this});
+    ahead_ = ahead;
+  } catch (const Error&) {
+    // The next call meets the same and reports it.
+  }
+}
+
+void Generation::forget_ahead(SessionUse& use) noexcept {
+  if (!ahead_) return;
+  ahead_.reset();
+  use.sequence().unreserve();
+}
+
+std::optional<SampledToken> Generation::next(const TokenMask* mask, const CancelCheck& cancel) {
+  if (finish_reason_ != FinishReason::kNone) return std::nullopt;
+  SessionUse use(*session_, "generate");
+  check_not_moved(use);
+  const bool draws = mask == nullptr && !has_logits_ && use.core().backend->can_draw();
+  const std::optional<DrawOptions> options = draws ? sampler_.draw_options(0) : std::nullopt;
+  SampledToken result = options ? draw(use, *options, cancel) : sample(use, mask, cancel);
   use.append({&result.token, 1});
   version_ = use.session().version_;
   ++num_generated_;
@@ -94,6 +157,7 @@ std::optional<SampledToken> Generation::next(const TokenMask* mask, const Cancel
              use.position() >= session_->max_tokens()) {
     finish(FinishReason::kLength);
   }
+  if (finish_reason_ != FinishReason::kNone) forget_ahead(use);
   return result;
 }
 

@@ -5,6 +5,10 @@
 // left at any moment and nothing is lost. If something else changes the session meanwhile, the
 // generation is over and `next` says so.
 //
+// Where the backend draws, no logits come to the host, and a step is queued before the token that
+// it forwards is known here: pages are reserved for it, nothing else. The next call either takes it
+// over or, after a stop or for a mask, forgets it.
+//
 // Threads: one at a time.
 #pragma once
 
@@ -54,7 +58,14 @@ class Generation {
  private:
   static Sampler make_sampler(Session& session, std::span<const std::int32_t> prompt,
                               const GenerateOptions& options);
-  void forward_next(SessionUse& use, const CancelCheck& cancel);
+  // The next token: from logits in host memory, or drawn by the backend.
+  SampledToken sample(SessionUse& use, const TokenMask* mask, const CancelCheck& cancel);
+  SampledToken draw(SessionUse& use, const DrawOptions& options, const CancelCheck& cancel);
+  void run_ahead(SessionUse& use, DrawId draw);
+  void forget_ahead(SessionUse& use) noexcept;
+  // With kDraw, `options` and `drawn` say how, and which draw it became.
+  void forward_next(SessionUse& use, const CancelCheck& cancel,
+                    const DrawOptions* options = nullptr, DrawId* drawn = nullptr);
   void finish(FinishReason reason) noexcept;
   void check_not_moved(const SessionUse& use) const;
 
@@ -63,8 +74,9 @@ class Generation {
   std::vector<std::int32_t> prompt_;
   const GenerateOptions options_;
   Sampler sampler_;
-  std::vector<float> logits_;  // [vocab]
-  bool has_logits_ = false;    // of the session's last token
+  std::vector<float> logits_;    // [vocab]
+  bool has_logits_ = false;      // of the session's last token
+  std::optional<DrawId> ahead_;  // of the next token, its step queued
   bool started_ = false;
   std::uint64_t version_ = 0;  // of the session, as this generation left it
   std::int64_t num_generated_ = 0;

@@ -246,6 +246,19 @@ SampledToken Sampler::sample(std::span<const float> logits, const TokenMask* mas
   return result;
 }
 
+std::optional<DrawOptions> Sampler::draw_options(std::uint64_t ahead) const {
+  const bool needs_more = options_.num_logprobs >= 0 || !options_.logit_bias.empty() ||
+                          options_.repetition_penalty != 1 || options_.presence_penalty != 0 ||
+                          options_.frequency_penalty != 0;
+  if (needs_more) return std::nullopt;
+  return DrawOptions{.temperature = options_.temperature,
+                     .top_k = options_.top_k,
+                     .top_p = options_.top_p,
+                     .min_p = options_.min_p,
+                     .random = philox(seed_, draws_ + ahead),
+                     .banned = banned_};
+}
+
 void Sampler::distribution(std::span<const float> logits, const TokenMask* mask,
                            std::span<double> out) {
   const Row row = prepare(logits, mask);

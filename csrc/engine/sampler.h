@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/batch.h"
 #include "engine/logits.h"
 
 namespace gptoss {
@@ -72,6 +73,11 @@ class Sampler {
   // Throws Error when the logits hold NaN or +inf or nothing finite, InvalidArgument when mask,
   // bias and banned ids leave no token. The state moves on only when a token is returned.
   SampledToken sample(std::span<const float> logits, const TokenMask* mask = nullptr);
+  // How a backend draws the token after the next `ahead` ones; none where the options need what
+  // only `sample` does (logprobs, bias, penalties).
+  std::optional<DrawOptions> draw_options(std::uint64_t ahead) const;
+  // A backend drew this token so: the state moves on as if `sample` had.
+  void drawn(std::int32_t token) { record(token); }
   // The probability of each token to be returned by `sample` in the same state; out: [vocab].
   void distribution(std::span<const float> logits, const TokenMask* mask, std::span<double> out);
 

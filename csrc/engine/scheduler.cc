@@ -94,8 +94,12 @@ void Scheduler::gather(State& state, const Caller& self, std::unique_lock<std::m
     return std::none_of(state.generations.begin(), state.generations.end(),
                         [](const Generation& g) { return g.in_last_step && !g.queued; });
   };
-  if (all_here()) return;
-  state.arrived.wait_until(lock, std::chrono::steady_clock::now() + kGatherTime, all_here);
+  // While the device works on what was queued before, waiting costs nothing.
+  while (!all_here()) {
+    const bool was_idle = backend_.idle();
+    state.arrived.wait_until(lock, std::chrono::steady_clock::now() + kGatherTime, all_here);
+    if (was_idle) return;
+  }
 }
 
 // The front of the queue and, in order, whoever still fits.
@@ -168,6 +172,7 @@ void Scheduler::forward(Caller* batch) {
       Segment& segment = segments_.emplace_back();
       segment.tokens = entry.tokens;
       segment.logits = entry.logits;
+      segment.draw = entry.draw;
       entry.sequence->fill(segment);
       if (entry.num_logit_rows() == 0) continue;
       if (direct == nullptr) direct = entry.out;
@@ -182,18 +187,26 @@ void Scheduler::forward(Caller* batch) {
   }
   input.segments = segments_;
   input.logits = contiguous ? direct : logits_.as<float>();
+  draws_.resize(segments_.size());
+  input.draws = draws_.data();
   backend_.forward(input);
+  grow(batch, contiguous ? nullptr : input.logits);
+}
 
-  const float* row = input.logits;
+// After a step: its results to the callers (`rows` null: they have their logits), and the sequences
+// longer.
+void Scheduler::grow(Caller* batch, const float* rows) noexcept {
+  std::size_t draw = 0;
   for (const Caller* caller = batch; caller != nullptr; caller = caller->next_in_batch) {
     if (caller->error) continue;
     for (const StepEntry& entry : caller->step.entries) {
       const std::int64_t size = entry.num_logit_rows() * vocab_size_;
-      if (!contiguous && size > 0) {
-        std::memcpy(entry.out, row, static_cast<std::size_t>(size) * sizeof(float));
-        row += size;
+      if (rows != nullptr && size > 0) {
+        std::memcpy(entry.out, rows, static_cast<std::size_t>(size) * sizeof(float));
+        rows += size;
       }
-      entry.sequence->advance(static_cast<std::int64_t>(entry.tokens.size()));
+      if (entry.logits == LogitsWanted::kDraw) *entry.drawn = draws_[draw++];
+      if (!entry.ahead) entry.sequence->advance(static_cast<std::int64_t>(entry.tokens.size()));
     }
   }
 }

@@ -31,11 +31,17 @@ struct StepEntry {
   std::span<const std::int32_t> tokens;
   LogitsWanted logits = LogitsWanted::kNone;
   float* out = nullptr;  // [number of rows wanted][vocab]
+  // With kDraw: how, and out: which draw it is.
+  const DrawOptions* draw = nullptr;
+  DrawId* drawn = nullptr;
+  // A step that may turn out not to be wanted: the sequence does not grow, only its pages are
+  // reserved. Its owner calls `advance` later, or forgets it.
+  bool ahead = false;
 
   std::int64_t num_logit_rows() const {
-    return logits == LogitsWanted::kNone   ? 0
+    return logits == LogitsWanted::kAll    ? static_cast<std::int64_t>(tokens.size())
            : logits == LogitsWanted::kLast ? 1
-                                           : static_cast<std::int64_t>(tokens.size());
+                                           : 0;
   }
 };
 
@@ -97,6 +103,7 @@ class Scheduler {
   Caller* take_batch(State& state);
   void execute(Caller* batch) noexcept;
   void forward(Caller* batch);
+  void grow(Caller* batch, const float* rows) noexcept;
   static bool reserve(Caller& caller) noexcept;
   static Generation* find(State& state, const void* id);
 
@@ -108,6 +115,7 @@ class Scheduler {
   ForkMutex backend_mutex_;
   // Under backend_mutex_.
   std::vector<Segment> segments_;
+  std::vector<DrawId> draws_;
   AlignedBuffer logits_;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,8 @@ struct CheckpointOptions {
 struct MappedCheckpoint {
   std::vector<MappedFile> files;
   Weights weights;
+  // Set where there are no files: random weights, which a backend makes for itself if it can.
+  std::optional<std::uint64_t> synthetic_seed;
 
   // Throws CheckpointError when a file has shrunk since it was opened.
   void check_files() const;

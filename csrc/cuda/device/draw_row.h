@@ -1,0 +1,169 @@
+// What the kernels of draw_tokens share: the order of logits, their weights, the cut of a radix
+// descent, and the memory between the kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/kernels/draw_tokens.h"
+#include "cuda/layout.h"
+
+namespace gptoss::cuda {
+
+constexpr std::int64_t kDrawChunk = 256;  // SoftmaxWeights::kBlock of engine/logits.h
+constexpr int kDrawWeightBits = 44;
+
+// Orders floats; -0 equals +0.
+__device__ __forceinline__ std::uint32_t logit_key(float value) {
+  const auto bits = __float_as_int(value + 0.0f);
+  return static_cast<std::uint32_t>(bits ^ ((bits >> 31) & 0x7fffffff)) ^ 0x80000000u;
+}
+__device__ __forceinline__ float key_value(std::uint32_t key) {
+  const auto bits = static_cast<std::int32_t>(key ^ 0x80000000u);
+  return __int_as_float(bits ^ ((bits >> 31) & 0x7fffffff));
+}
+
+__device__ __forceinline__ bool is_allowed(const DrawRow& row, std::int64_t token) {
+  return row.allowed == nullptr || (row.allowed[token / 32] >> (token % 32) & 1) != 0;
+}
+__device__ __forceinline__ bool has_filters(const DrawRow& row) {
+  return row.top_k > 0 || row.top_p < 1 || row.min_weight > 1;
+}
+__device__ __forceinline__ bool needs_all_weights(const DrawRow& row) {
+  return !has_filters(row) || (row.top_p < 1 && row.top_k == 0);
+}
+
+// round(2^44 * exp((logit - largest) / temperature)): the operations of weight_of in
+// engine/logits.cc, one by one, none contracted.
+struct DrawWeights {
+  double largest;
+  double inverse_temperature;
+
+  __device__ std::uint64_t of(float logit) const {
+    const auto add = [](double a, double b) { return __dadd_rn(a, b); };
+    const auto multiply = [](double a, double b) { return __dmul_rn(a, b); };
+    double x = multiply(add(static_cast<double>(logit), -largest), inverse_temperature);
+    x = x > -100.0 ? x : -100.0;
+    const double shifted = add(multiply(x, 1.4426950408889634074), 6755399441055744.0);
+    const double n = add(shifted, -6755399441055744.0);
+    const double r = add(add(x, -multiply(n, 6.93147180369123816490e-01)),
+                         -multiply(n, 1.90821492927058770002e-10));
+    double p = add(multiply(r, 1.0 / 39916800), 1.0 / 3628800);
+    p = add(multiply(p, r), 1.0 / 362880);
+    p = add(multiply(p, r), 1.0 / 40320);
+    p = add(multiply(p, r), 1.0 / 5040);
+    p = add(multiply(p, r), 1.0 / 720);
+    p = add(multiply(p, r), 1.0 / 120);
+    p = add(multiply(p, r), 1.0 / 24);
+    p = add(multiply(p, r), 1.0 / 6);
+    p = add(multiply(p, r), 0.5);
+    p = add(multiply(p, r), 1.0);
+    p = add(multiply(p, r), 1.0);
+    const std::uint64_t exponent =
+        static_cast<std::uint64_t>(__double_as_longlong(shifted)) + (1023 + kDrawWeightBits);
+    const double power = __longlong_as_double(static_cast<long long>(exponent << 52));
+    const double weight = add(multiply(p, power), 4503599627370496.0);
+    return static_cast<std::uint64_t>(__double_as_longlong(weight)) &
+           ((std::uint64_t{1} << 52) - 1);
+  }
+};
+
+enum DrawFlags : std::uint32_t { kFoundNan = 1, kFoundPlusInf = 2, kFoundFinite = 4 };
+
+struct DrawState {
+  unsigned long long best;   // key of the largest logit, complement of its token
+  unsigned long long total;  // of all weights
+  std::uint32_t flags;
+  std::uint32_t arrived;
+  float largest;
+  bool is_done;
+};
+
+struct DrawWorkspace {
+  DrawState* states;
+  std::uint64_t* all_sums;  // [rows][chunks]
+  std::uint32_t* all_keys;  // [rows][chunks]
+  std::uint32_t* all_ties;  // [rows][chunks]
+  std::int64_t num_chunks;
+
+  static std::int64_t chunks_of(std::int64_t vocab) { return tiles_along(vocab, kDrawChunk); }
+  static std::size_t row_bytes(std::int64_t vocab) {
+    return sizeof(DrawState) + static_cast<std::size_t>(chunks_of(vocab)) * 16;
+  }
+  DrawWorkspace(std::uint8_t* memory, std::int64_t vocab, std::int64_t max_rows)
+      : states(reinterpret_cast<DrawState*>(memory)), num_chunks(chunks_of(vocab)) {
+    all_sums = reinterpret_cast<std::uint64_t*>(states + max_rows);
+    all_keys = reinterpret_cast<std::uint32_t*>(all_sums + max_rows * num_chunks);
+    all_ties = all_keys + max_rows * num_chunks;
+  }
+
+  __device__ std::uint64_t* sums(std::int64_t row) const { return all_sums + row * num_chunks; }
+  __device__ std::uint32_t* keys(std::int64_t row) const { return all_keys + row * num_chunks; }
+  __device__ std::uint32_t* ties(std::int64_t row) const { return all_ties + row * num_chunks; }
+};
+
+// Keys above `key` measure `before` together, which is below the limit; with those equal to it the
+// limit is reached, or nothing is left.
+struct DrawCut {
+  std::uint32_t key = 0;
+  std::uint64_t before = 0;
+};
+
+// A radix descent, eight bits at a time, over one histogram a warp.
+template <int kThreads>
+class Histograms {
+ public:
+  // `visit(add)` calls add(key, measure) for every item, the same in each of the four passes; every
+  // thread of the block comes here.
+  template <typename Visit>
+  __device__ DrawCut find(std::uint64_t limit, Visit&& visit) {
+    DrawCut cut;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+      for (int i = threadIdx.x; i < kWarps * kBins; i += kThreads) (&sums_[0][0])[i] = 0;
+      __syncthreads();
+      const std::uint32_t prefix = cut.key;
+      unsigned long long* mine = sums_[threadIdx.x / kWarp];
+      visit([&](std::uint32_t key, std::uint64_t measure) {
+        if ((static_cast<std::uint64_t>(key) >> (shift + 8)) ==
+            (static_cast<std::uint64_t>(prefix) >> (shift + 8))) {
+          atomicAdd(mine + (key >> shift & (kBins - 1)), measure);
+        }
+      });
+      __syncthreads();
+      for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
+        unsigned long long sum = 0;
+        for (int warp = 0; warp < kWarps; ++warp) sum += sums_[warp][bin];
+        sums_[0][bin] = sum;
+      }
+      __syncthreads();
+      if (threadIdx.x == 0) choose(cut, limit, shift);
+      __syncthreads();
+      cut = chosen_;
+      __syncthreads();
+    }
+    return cut;
+  }
+
+ private:
+  static constexpr int kWarps = kThreads / kWarp;
+  static constexpr int kBins = 256;
+
+  __device__ void choose(DrawCut cut, std::uint64_t limit, int shift) {
+    // The digit in which the limit falls, or the last in use if all together stay below it.
+    std::uint32_t digit = kBins - 1;
+    std::uint64_t before = cut.before;
+    for (int bin = kBins; bin-- > 0;) {
+      if (sums_[0][bin] == 0) continue;
+      digit = static_cast<std::uint32_t>(bin);
+      cut.before = before;
+      before += sums_[0][bin];
+      if (before >= limit) break;
+    }
+    cut.key |= digit << shift;
+    chosen_ = cut;
+  }
+
+  unsigned long long sums_[kWarps][kBins];
+  DrawCut chosen_;
+};
+
+}  // namespace gptoss::cuda
