@@ -47,16 +47,26 @@ def require(what: str) -> None:
 class SchemaGrammar:
     """A JSON schema over a vocabulary, ready to be followed many times.
 
-    Raises InvalidArgument for a schema that llguidance cannot follow.
+    Raises InvalidArgument for a schema that llguidance cannot follow; with ``lenient``, keywords
+    and formats that it does not know are passed over.
     """
 
-    def __init__(self, encoding: HarmonyEncoding, schema: dict[str, Any], vocab_size: int) -> None:
+    def __init__(
+        self,
+        encoding: HarmonyEncoding,
+        schema: dict[str, Any],
+        vocab_size: int,
+        *,
+        lenient: bool = False,
+    ) -> None:
         require("a schema")
         import llguidance
 
         self.encoding = encoding
         self.vocab_size = vocab_size
         self._tokenizer = _tokenizer(encoding, vocab_size)
+        if lenient:
+            schema = {**schema, "x-guidance": {"lenient": True}}
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
             problem = llguidance.LLMatcher.validate_grammar(grammar, self._tokenizer)

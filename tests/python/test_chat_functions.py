@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Optional, TypedDict
+from typing import Annotated, Any, Literal, NewType, NotRequired, Optional, Required, TypedDict
 
 import pytest
 from gpt_oss_native import InvalidArgument
@@ -29,6 +29,19 @@ class Point:
 
 class Options(TypedDict, total=False):
     deep: bool
+
+
+UserId = NewType("UserId", int)
+
+
+class Partial(TypedDict, total=False):
+    x: Required[float]
+    y: str
+
+
+class Whole(TypedDict):
+    x: float
+    y: NotRequired[str]
 
 
 def everything(
@@ -161,6 +174,34 @@ def test_a_function_without_parameters_is_declared_without() -> None:
 def test_results_are_text_or_json(value: Any, text: str) -> None:
     message = Message.from_role_and_content(Role.ASSISTANT, "")
     assert Function(lambda: value, name="f").call(message) == text
+
+
+class Tree(TypedDict):
+    branches: list[Tree]
+
+
+def test_a_type_that_contains_itself_is_refused() -> None:
+    def f(tree: Tree) -> None: ...
+
+    with pytest.raises(InvalidArgument, match="contain itself"):
+        Function(f)
+
+
+def test_new_types_and_required_keys_are_what_they_wrap() -> None:
+    got: list[Any] = []
+
+    def f(user: UserId, point: Partial, whole: Whole | None = None) -> None:
+        got.extend((user, point))
+
+    function = Function(f)
+    properties = function.parameters["properties"]
+    assert properties["user"] == {"type": "integer"}
+    for schema in (properties["point"], properties["whole"]["anyOf"][0]):
+        assert schema["properties"] == {"x": {"type": "number"}, "y": {"type": "string"}}
+        assert schema["required"] == ["x"]
+    call = Message.from_role_and_content(Role.ASSISTANT, '{"user": 3, "point": {"x": 1}}')
+    function.call(call)
+    assert got == [3, {"x": 1.0}]
 
 
 def test_a_type_without_schema_is_refused_by_name() -> None:

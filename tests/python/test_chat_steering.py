@@ -166,6 +166,23 @@ def test_arguments_follow_the_schema_of_their_tool(scripted: ScriptedChat) -> No
 
 
 @needs_llguidance
+def test_arguments_follow_what_can_be_followed_of_a_schema(scripted: ScriptedChat) -> None:
+    """The rest is checked when the call has come."""
+
+    def pick(numbers: set[int]) -> str:
+        return str(sorted(numbers))
+
+    begin = "<|channel|>commentary to=functions.pick<|message|>"
+    double, fine = '{"numbers": <|constrain|>[1, x1]}', '{"numbers": [1, 2]}'
+    chat, model = scripted(
+        f"{begin}{double}<|call|>", f"{begin}{fine}<|call|>", answer("x", "y"), tools=[pick]
+    )
+    reply = chat.ask("pick")
+    assert [r.is_error for r in reply.tool_results] == [True, False]
+    assert set(model.harmony.encode("x")) <= set(model.refused)
+
+
+@needs_llguidance
 def test_a_schema_that_cannot_be_followed_is_refused(nano: Model) -> None:
     with pytest.raises(InvalidArgument, match="not"):
         Chat(nano, response_format={"type": "object", "not": {}})
@@ -225,6 +242,14 @@ def test_options_of_the_turn_are_checked(nano: Model) -> None:
         {"tool_choice": "required"},
         {"tools": [{"name": "f"}, {"name": "f"}]},
         {"tools": [3]},
+        {"tools": print},
+        {"tools": None},
+        {"max_new_tokens": -1},
+        {"max_new_tokens": "3"},
+        {"max_tool_calls": True},
+        {"max_reasoning_tokens": 2.5},
+        {"tool_timeout": -1},
+        {"sampling": 0.5},
         {"tools": [{"name": "f"}], "tool_choice": "g"},
     ):
         with pytest.raises(InvalidArgument):

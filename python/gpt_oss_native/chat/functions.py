@@ -155,7 +155,14 @@ def _parameters(
                 f"{parameter.name!r} is positional-only"
             )
         hint = hints.get(parameter.name, Any)
-        schema = _schema(hint, f"tool {name}, parameter {parameter.name}")
+        where = f"tool {name}, parameter {parameter.name}"
+        try:
+            schema = _schema(hint, where)
+        except RecursionError:
+            raise InvalidArgument(
+                f"[chat] {where}: expected a type that does not contain itself, got {hint!r}; "
+                "give parameters= as a JSON schema"
+            ) from None
         if parameter.name in descriptions:
             schema.setdefault("description", descriptions[parameter.name])
         if parameter.default is _MISSING:
@@ -179,10 +186,9 @@ def _default(value: Any) -> Any:
 
 def _schema(hint: Any, where: str) -> dict[str, Any]:
     """A fresh JSON schema of a type. Raises InvalidArgument where there is none."""
+    hint = _bare(hint)
     if hint is Any or hint is _MISSING or hint is object:
         return {}
-    if hasattr(hint, "__value__"):  # type X = ..., Python 3.12
-        return _schema(hint.__value__, where)
     if hint in _PLAIN:
         return {"type": _PLAIN[hint]}
     origin, arguments = get_origin(hint), get_args(hint)
@@ -204,6 +210,19 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
             f"{hint!r}; give parameters= as a JSON schema"
         )
     return found
+
+
+def _bare(hint: Any) -> Any:
+    """A type without what says nothing about its values: names, Required, NotRequired."""
+    while True:
+        if hasattr(hint, "__value__"):  # type X = ..., Python 3.12
+            hint = hint.__value__
+        elif hasattr(hint, "__supertype__"):  # NewType
+            hint = hint.__supertype__
+        elif get_origin(hint) in (typing.Required, typing.NotRequired):
+            hint = get_args(hint)[0]
+        else:
+            return hint
 
 
 def _enum(values: list[Any]) -> dict[str, Any]:
@@ -250,7 +269,14 @@ def _record(hint: Any, where: str) -> dict[str, Any] | None:
         return dict(_without_references(normalize(hint.model_json_schema())))
     if typing.is_typeddict(hint):
         hints = typing.get_type_hints(hint, include_extras=True)
-        required = sorted(hint.__required_keys__, key=list(hints).index)
+        # Of annotations that are text, the class itself has not seen Required and NotRequired.
+        said = {name: get_origin(item) for name, item in hints.items()}
+        required = [
+            name
+            for name in hints
+            if said[name] is typing.Required
+            or (name in hint.__required_keys__ and said[name] is not typing.NotRequired)
+        ]
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
         types_of = typing.get_type_hints(hint, include_extras=True)
         fields = [field for field in dataclasses.fields(hint) if field.init]
@@ -283,6 +309,7 @@ def _without_references(schema: Any) -> Any:
 
 def _converted(value: Any, hint: Any) -> Any:
     """A value that follows the schema of `hint`, as `hint` has it."""
+    hint = _bare(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _converted(value, arguments[0])

@@ -104,8 +104,8 @@ class Opening:
             return found
         for name, schema in self.toolbox.schemas.items():
             try:
-                found[name] = structured.SchemaGrammar(
-                    model.harmony, schema, model.config.vocab_size
+                found[name] = structured.SchemaGrammar(  # what it passes over, the call checks
+                    model.harmony, schema, model.config.vocab_size, lenient=True
                 )
             except InvalidArgument as error:
                 _log.warning("the arguments of %s are checked only after the call: %s", name, error)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import InvalidArgument
+from ..sampling import Sampling
 from .turn import TurnOptions
 
 if TYPE_CHECKING:
-    from ..sampling import Sampling
     from .opening import Opening
 
 
@@ -40,10 +40,8 @@ class TurnDefaults:
 
         Raises InvalidArgument for values out of range, here and in `turn`.
         """
-        if loop_guard is not None and loop_guard < 2:
-            raise InvalidArgument(
-                f"[chat] loop_guard: expected 2 tokens or more, or None, got {loop_guard!r}"
-            )
+        _check_number("loop_guard", loop_guard, 2)
+        _check_number("tool_timeout", tool_timeout, 0)
         self._opening = opening
         self._defaults = defaults
         self._fixed = {"tool_timeout": tool_timeout, "loop_guard": loop_guard, "stop": stop}
@@ -59,10 +57,12 @@ class TurnDefaults:
         own_format = options.pop("response_format", None)
         choice = options.pop("tool_choice")
         options.setdefault("logprobs", None)
-        for key in ("max_reasoning_tokens", "max_tool_calls"):
-            value = options[key]
-            if value is not None and (not isinstance(value, int) or value < 0):
-                raise InvalidArgument(f"[chat] {key}: expected 0 or more, got {value!r}")
+        for key in ("max_new_tokens", "max_reasoning_tokens", "max_tool_calls", "logprobs"):
+            _check_number(key, options[key], 0)
+        if not isinstance(options["sampling"], Sampling | None):
+            raise InvalidArgument(
+                f"[chat] sampling: expected a Sampling, got {options['sampling']!r}"
+            )
         if choice == "none":
             options["max_tool_calls"] = 0
         opening = self._opening
@@ -74,3 +74,12 @@ class TurnDefaults:
             required=choice not in ("auto", "none"),
             format=answer_format,
         )
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    """Raises InvalidArgument unless `value` is None or a number from `least` on; a count is whole,
+    a time need not be."""
+    kinds = (int, float) if name == "tool_timeout" else (int,)
+    whole = isinstance(value, kinds) and not isinstance(value, bool)
+    if value is not None and not (whole and value >= least):  # type: ignore[operator]
+        raise InvalidArgument(f"[chat] {name}: expected {least} or more, or None, got {value!r}")

@@ -57,6 +57,10 @@ class Toolbox:
         self._tools: dict[str, Tool | None] = {}
         self._namespaces: dict[str, ToolNamespaceConfig] = {}
         self.schemas: dict[str, dict[str, Any]] = {}  # of the arguments, by recipient
+        if not isinstance(tools, Iterable):
+            raise InvalidArgument(
+                f"[chat] tools: expected a list of functions, schemas or tools, got {tools!r}"
+            )
         for tool in tools:
             self._add(tool)
 
