@@ -345,6 +345,27 @@ def test_astream_yields_what_stream_does(scripted: ScriptedChat) -> None:
     assert isinstance(events[-1], Done)
 
 
+def test_results_of_the_caller_go_on_with_an_asynchronous_turn(scripted: ScriptedChat) -> None:
+    import asyncio
+
+    schema = {"name": "lookup", "description": "Finds."}
+    chat, model = scripted(call("{}"), call("{}"), final("x"), answer("y", "z"), tools=[schema])
+
+    async def ask() -> None:
+        assert (await chat.aask("find")).finish_reason == "tool_calls"
+        assert (await chat.aask_results(["a"])).finish_reason == "tool_calls"
+        events = [event async for event in chat.astream_results(["b"])]
+        assert events[-1].finish_reason == "stop"
+        with pytest.raises(InvalidArgument, match="0 calls"):
+            await chat.aask_results(["late"])
+
+    asyncio.run(ask())
+    text = model.harmony.decode(chat.session.tokens)
+    assert result("a") in text
+    assert result("b") in text
+    assert chat.ask("on").final == "z"
+
+
 def test_cancelling_astream_stops_a_tool_and_keeps_the_chat_usable(scripted: ScriptedChat) -> None:
     import asyncio
 

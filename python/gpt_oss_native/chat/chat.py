@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -214,32 +214,25 @@ class Chat:
         """`stream_results`, collected."""
         return self._reply(list(self.stream_results(results)))
 
-    async def astream(self, question: str, **options: Unpack[AskOptions]) -> AsyncIterator[Event]:
+    def astream(self, question: str, **options: Unpack[AskOptions]) -> AsyncIterator[Event]:
         """`stream` for asyncio: the work is done in a thread, an event at a time.
 
         Cancelling the task, or closing the iterator, stops the answer after the token under way;
         what was sampled stays in the conversation.
         """
-        events = self.stream(question, **options)
-        turn = self._turn
-        assert turn is not None
-        loop = asyncio.get_running_loop()
-        pool = ThreadPoolExecutor(1, thread_name_prefix="gpt-oss-native chat")
-        try:
-            while True:
-                event = await loop.run_in_executor(pool, next, events, None)
-                if event is None:
-                    return
-                yield event
-        finally:
-            turn.cancelled.set()
-            pool.submit(events.close)  # type: ignore[attr-defined]
-            # The token under way ends first; other tasks go on meanwhile, cancelled or not.
-            await asyncio.shield(asyncio.to_thread(pool.shutdown))
+        return self._in_thread(lambda: self.stream(question, **options))
+
+    def astream_results(self, results: Sequence[str]) -> AsyncIterator[Event]:
+        """`stream_results` for asyncio, like `astream`."""
+        return self._in_thread(lambda: self.stream_results(results))
 
     async def aask(self, question: str, **options: Unpack[AskOptions]) -> Reply:
         """`astream`, collected."""
         return self._reply([event async for event in self.astream(question, **options)])
+
+    async def aask_results(self, results: Sequence[str]) -> Reply:
+        """`astream_results`, collected."""
+        return self._reply([event async for event in self.astream_results(results)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation to a file that `resume` reads: what was said and the exact
@@ -323,6 +316,24 @@ class Chat:
             yield from turn.run(results)
         finally:
             self._settle(turn, earlier)
+
+    async def _in_thread(self, start: Callable[[], Iterator[Event]]) -> AsyncIterator[Event]:
+        events = start()
+        turn = self._turn
+        assert turn is not None
+        loop = asyncio.get_running_loop()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="gpt-oss-native chat")
+        try:
+            while True:
+                event = await loop.run_in_executor(pool, next, events, None)
+                if event is None:
+                    return
+                yield event
+        finally:
+            turn.cancelled.set()
+            pool.submit(events.close)  # type: ignore[attr-defined]
+            # The token under way ends first; other tasks go on meanwhile, cancelled or not.
+            await asyncio.shield(asyncio.to_thread(pool.shutdown))
 
     def _settle(self, turn: Turn, earlier: int) -> None:
         """Takes what was sampled into the conversation; forwards nothing."""

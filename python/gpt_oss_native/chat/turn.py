@@ -97,6 +97,7 @@ class Turn:
 
     def run(self, results: Sequence[Message] = ()) -> Iterator[Event]:
         """The events of the turn; ``results`` go on with one that waits for them."""
+        self.cancelled.clear()
         self._start = self._first = self._last = time.perf_counter()
         self._run_begin, self._tools_s = len(self._sampled), 0.0
         tokens = self._result_tokens(results) if results else self._open()
