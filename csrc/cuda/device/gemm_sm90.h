@@ -14,6 +14,7 @@
 
 #include "cuda/device/gemm.h"
 #include "cuda/device/mxfp4_bf16.h"
+#include "cuda/ptx/async_copy.h"
 #include "cuda/ptx/mbarrier.h"
 #include "cuda/ptx/setmaxnreg.h"
 #include "cuda/ptx/tma.h"
@@ -23,20 +24,14 @@ namespace gptoss::cuda {
 
 constexpr int kWarpgroupThreads = 128;
 
-// Where the number of tokens of a tile is looked at: once a stage, or once a tile with a loop for
-// each width, of which the compiler takes four at most.
-enum class WidthChoice { kEachStage, kEachTile };
-
 // kConsumers warpgroups of 64 rows each; token tiles up to kMaxTokens, in multiples of kGranule.
-template <WeightFormat kFormatOf, int kConsumersOf, int kMaxTokensOf, int kGranuleOf,
-          WidthChoice kChoiceOf>
+template <WeightFormat kFormatOf, int kConsumersOf, int kMaxTokensOf, int kGranuleOf>
 struct GemmShape {
   static constexpr WeightFormat kFormat = kFormatOf;
   static constexpr int kConsumers = kConsumersOf;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   static constexpr int kMaxTokens = kMaxTokensOf;
   static constexpr int kGranule = kGranuleOf;
-  static constexpr WidthChoice kChoice = kChoiceOf;
   static constexpr int kRowTiles = 4 * kConsumers;  // one a consumer warp
   static constexpr int kWeightTileBytes =
       kFormat == WeightFormat::kBf16 ? kStageSteps * kDenseTileBytes : kMxRecordBytes;
@@ -138,48 +133,53 @@ __device__ __forceinline__ void produce(const GemmSmem<Shape>& smem, const GemmA
   }
 }
 
-// What a consumer lane reads of a stage's weights, before decoding: its part of one row tile.
+using Fragments = std::uint32_t[kStageSteps][4];
+
+// A consumer lane's part of one row tile of a stage: fetched as soon as it is there, made fragments
+// when the registers for those are free.
 template <WeightFormat kFormat>
-struct RawWeights;
+struct StageWeights;
 
 template <>
-struct RawWeights<WeightFormat::kBf16> {
-  uint4 steps[kStageSteps];
+struct StageWeights<WeightFormat::kBf16> {
+  std::uint32_t address;
 
-  __device__ __forceinline__ void load(std::uint32_t tile, int lane) {
-#pragma unroll
-    for (int i = 0; i < kStageSteps; ++i) {
-      steps[i] = load_shared_16(tile + i * kDenseTileBytes + lane * 16);
-    }
+  __device__ __forceinline__ void fetch(std::uint32_t tile, int lane) {
+    address = tile + lane * 16;
   }
-  __device__ __forceinline__ void decode(std::uint32_t (&a)[kStageSteps][4]) const {
+  __device__ __forceinline__ void decode(Fragments& a) const {
 #pragma unroll
     for (int i = 0; i < kStageSteps; ++i) {
-      a[i][0] = steps[i].x;
-      a[i][1] = steps[i].y;
-      a[i][2] = steps[i].z;
-      a[i][3] = steps[i].w;
+      const uint4 v = load_shared_16(address + i * kDenseTileBytes);
+      a[i][0] = v.x;
+      a[i][1] = v.y;
+      a[i][2] = v.z;
+      a[i][3] = v.w;
     }
   }
 };
 
 template <>
-struct RawWeights<WeightFormat::kMxfp4> {
+struct StageWeights<WeightFormat::kMxfp4> {
   uint4 codes;
   std::uint32_t scales;
 
-  __device__ __forceinline__ void load(std::uint32_t tile, int lane) {
+  __device__ __forceinline__ void fetch(std::uint32_t tile, int lane) {
     codes = load_shared_16(tile + lane * 16);
     scales = load_shared_4(tile + kMxCodeBytes + lane / 4 * 4);
   }
-  __device__ __forceinline__ void decode(std::uint32_t (&a)[kStageSteps][4]) const {
-    decode_mxfp4(codes, scales, a);
-  }
+  __device__ __forceinline__ void decode(Fragments& a) const { decode_mxfp4(codes, scales, a); }
 };
+
+// Until here the compiler must keep the registers of fragments that products may still be reading:
+// it counts them as free from the instruction on that starts those.
+__device__ __forceinline__ void keep(const Fragments& a) {
+#pragma unroll
+  for (int i = 0; i < 4 * kStageSteps; ++i) asm volatile("" ::"r"(a[i / 4][i % 4]) : "memory");
+}
 
 template <class Shape>
 using Accumulators = float[Shape::kMaxTokens / 2];
-using Fragments = std::uint32_t[kStageSteps][4];
 
 // A stage's products for the first kTokens tokens.
 template <int kTokens, int kCount>
@@ -211,66 +211,60 @@ __device__ __forceinline__ void issue_fitting(std::uint32_t descriptor, std::int
   }
 }
 
-// The products of one tile; kTokens 0: `width` is looked at each stage. Fragments alternate between
-// two sets of registers: one is read by running products while the other is made.
-template <class Shape, int kTokens>
+// The products of one tile for its first `width` tokens, looked at each stage: of one loop for each
+// width the compiler makes poor code. Fragments alternate between two sets of registers: one is
+// read by running products while the other is made.
+template <class Shape>
 __device__ __forceinline__ void multiply(const GemmSmem<Shape>& smem, std::int32_t num_stages,
                                          std::int32_t width, RingPlace<Shape::kStages>& place,
                                          Accumulators<Shape>& d) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const std::uint32_t my_tile = threadIdx.x / kWarp * Shape::kWeightTileBytes;
   const std::uint32_t descriptors = ptx::wgmma_descriptor_address(smem.tokens(0));
-  RawWeights<Shape::kFormat> raw;
-  Fragments a[2];
+  StageWeights<Shape::kFormat> weights;
+  Fragments a[2] = {};
   int before = -1;   // the stage before this one
   int before2 = -1;  // and the one before that
 
-  const auto load = [&] {
+  const auto fetch = [&] {
     ptx::mbarrier_wait(smem.full(place.stage), place.parity);
-    raw.load(smem.weights(place.stage) + my_tile, lane);
+    weights.fetch(smem.weights(place.stage) + my_tile, lane);
   };
   const auto stage = [&](Fragments& fragments, bool last) {
     const std::uint32_t descriptor = descriptors + place.stage * (Shape::kStageBytes / 16);
     ptx::wgmma_wait<1>();  // the products of two stages ago: their registers and bytes are free
+    keep(fragments);
     if (before2 >= 0 && lane == 0) ptx::mbarrier_arrive(smem.empty(before2));
     before2 = before;
     before = place.stage;
-    raw.decode(fragments);
-    if constexpr (kTokens == 0) {
-      issue_fitting<Shape, 1, Shape::kMaxTokens / Shape::kGranule>(descriptor, width, fragments, d);
-    } else {
-      issue<kTokens>(descriptor, fragments, d);
-    }
+    weights.decode(fragments);
+    issue_fitting<Shape, 1, Shape::kMaxTokens / Shape::kGranule>(descriptor, width, fragments, d);
     place.advance();
-    if (!last) load();
+    if (!last) fetch();
   };
 
-  load();
+  fetch();
   for (std::int32_t k = 0; k < num_stages; k += 2) {
     stage(a[0], k + 1 == num_stages);
     if (k + 1 < num_stages) stage(a[1], k + 2 == num_stages);
   }
   ptx::wgmma_wait<0>();
   ptx::wgmma_pin(d);
+  keep(a[0]);
+  keep(a[1]);
   if (lane == 0) {
     if (before2 >= 0) ptx::mbarrier_arrive(smem.empty(before2));
     ptx::mbarrier_arrive(smem.empty(before));
   }
 }
 
-template <class Shape, int kFrom, int kTo>
-__device__ __forceinline__ void multiply_fitting(const GemmSmem<Shape>& smem,
-                                                 std::int32_t num_stages, std::int32_t width,
-                                                 RingPlace<Shape::kStages>& place,
-                                                 Accumulators<Shape>& d) {
-  if constexpr (Shape::kChoice == WidthChoice::kEachStage) {
-    multiply<Shape, 0>(smem, num_stages, width, place, d);
-  } else if constexpr (kFrom == kTo) {
-    multiply<Shape, kTo * Shape::kGranule>(smem, num_stages, width, place, d);
-  } else if (width > kFrom * Shape::kGranule) {
-    multiply_fitting<Shape, kFrom + 1, kTo>(smem, num_stages, width, place, d);
-  } else {
-    multiply_fitting<Shape, kFrom, kFrom>(smem, num_stages, width, place, d);
+// Asks for what kAdd will read of a tile's token, `row` the tile's first, to be brought to L2.
+__device__ __forceinline__ void prefetch_rows(const TileOutputArgs& args, std::int64_t token,
+                                              std::int32_t row, std::int32_t num_rows) {
+  const float* place = static_cast<const float*>(args.out) + token * args.out_stride + row;
+  const std::int32_t rows = min(num_rows, args.rows - row) & ~3;
+  if (rows > 0 && reinterpret_cast<std::uintptr_t>(place) % 16 == 0) {
+    ptx::bulk_prefetch_l2(place, static_cast<std::uint32_t>(rows) * sizeof(float));
   }
 }
 
@@ -281,9 +275,15 @@ __device__ __forceinline__ void consume(const GemmSmem<Shape>& smem, const GemmA
   for (std::int32_t index = blockIdx.x; index < num_tiles; index += gridDim.x) {
     const TokenTile tokens = args.tiles.at(index / args.row_blocks);
     const std::int32_t row_block = index % args.row_blocks;
+    if constexpr (kOutput == TileOutput::kAdd) {
+      for (std::int32_t i = threadIdx.x; i < tokens.count;
+           i += Shape::kConsumers * kWarpgroupThreads) {
+        prefetch_rows(args.output, tokens.begin + i, row_block * Shape::kRowTiles * kTileRows,
+                      Shape::kRowTiles * kTileRows);
+      }
+    }
     Accumulators<Shape> d = {};
-    multiply_fitting<Shape, 1, Shape::kMaxTokens / Shape::kGranule>(smem, args.num_stages,
-                                                                    tokens.count, place, d);
+    multiply(smem, args.num_stages, tokens.count, place, d);
     write_tile<kOutput, Shape::kMaxTokens / 8>(args.output, tokens.expert,
                                                row_block * Shape::kRowTiles + threadIdx.x / kWarp,
                                                tokens.begin, tokens.count, d);

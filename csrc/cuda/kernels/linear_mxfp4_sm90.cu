@@ -10,8 +10,8 @@
 namespace gptoss::cuda {
 namespace {
 
-using WideShape = GemmShape<WeightFormat::kMxfp4, 2, 256, 32, WidthChoice::kEachStage>;
-using NarrowShape = GemmShape<WeightFormat::kMxfp4, 4, 64, 16, WidthChoice::kEachStage>;
+using WideShape = GemmShape<WeightFormat::kMxfp4, 2, 256, 32>;
+using NarrowShape = GemmShape<WeightFormat::kMxfp4, 4, 64, 16>;
 
 template <class Shape, TileOutput kOutput>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
