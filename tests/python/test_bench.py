@@ -10,7 +10,7 @@ pytest.importorskip("gpt_oss_native._core")
 
 from gpt_oss_native import Model
 from gpt_oss_native.bench import model as bench
-from gpt_oss_native.bench.memory import process_memory
+from gpt_oss_native.bench.process import process_use
 from gpt_oss_native.synthesize import synthesize
 
 
@@ -53,11 +53,11 @@ def test_a_result_as_a_line_is_that_of_one_token(tiny: Path) -> None:
 
 
 def test_memory_counts_what_this_process_alone_holds() -> None:
-    before = process_memory()
+    before = process_use()
     if before is None:
         pytest.skip("the system does not tell")
     held = bytearray(b"x") * (64 << 20)
-    after = process_memory()
+    after = process_use()
     assert after is not None
     assert after.private - before.private > 60 << 20
     assert after.peak >= after.private

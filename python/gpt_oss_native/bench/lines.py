@@ -109,6 +109,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[Line]]:
             continue
         try:
             raw = json.loads(text)
+            if not isinstance(raw, dict):
+                raise ValueError("no object")
             if "machine" in raw:
                 headers.append(raw)
                 continue

@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,29 +88,35 @@ def cold_bytes() -> int:
 
 
 class OthersWatch:
-    """How many CPUs other programs (or, on a virtual machine, other guests) kept busy meanwhile."""
+    """How many CPUs other programs (or, on a virtual machine, other guests) kept busy meanwhile.
 
-    def __init__(self) -> None:
-        self._start = _busy_seconds()
+    ``own_seconds`` tells the CPU time of what is measured; by default this process's.
+    """
+
+    def __init__(self, own_seconds: Callable[[], float] | None = None) -> None:
+        self._own_seconds = _own_seconds if own_seconds is None else own_seconds
+        self._start = self._now()
 
     def cpus(self) -> float | None:
         """Their mean number since the object was made; None where the system does not tell, or
         less than 0.2 s passed: it counts in hundredths of a second."""
-        now = _busy_seconds()
+        now = self._now()
         if self._start is None or now is None:
             return None
         wall, system, own = (after - before for after, before in zip(now, self._start, strict=True))
         return max(0.0, system - own) / wall if wall >= _MIN_WATCH_SECONDS else None
 
+    def _now(self) -> tuple[float, float, float] | None:
+        """Clock, CPU seconds of the whole system with those stolen from it, own CPU seconds."""
+        try:
+            first = Path("/proc/stat").read_text().partition("\n")[0]
+        except OSError:
+            return None
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, first.split()[1:9])
+        ticks = user + nice + system + irq + softirq + steal
+        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), self._own_seconds()
 
-def _busy_seconds() -> tuple[float, float, float] | None:
-    """(clock, CPU seconds of the whole system with those stolen from it, CPU seconds of ours)."""
-    try:
-        first = Path("/proc/stat").read_text().partition("\n")[0]
-    except OSError:
-        return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, first.split()[1:9])
-    ticks = user + nice + system + irq + softirq + steal
+
+def _own_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    own = usage.ru_utime + usage.ru_stime
-    return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own
+    return usage.ru_utime + usage.ru_stime

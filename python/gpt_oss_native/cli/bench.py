@@ -11,8 +11,8 @@ from ..errors import InvalidArgument
 from . import options
 
 if TYPE_CHECKING:
-    from ..bench.memory import ProcessMemory
     from ..bench.model import ModelBench, ModelBencher
+    from ..bench.process import ProcessUse
 
 _EPILOG = """\
 decode reads a known number of bytes a token; "read" is the share of the read bandwidth that was
@@ -29,6 +29,11 @@ def add_parser(commands: options.Commands) -> None:
         commands, "bench", run, "measure the speed of a model, or of every op", epilog=_EPILOG
     )
     options.add_model_option(parser)
+    parser.add_argument(
+        "--synthetic",
+        choices=("20b", "120b", "tiny"),
+        help="random weights made in the memory of a CUDA device, in place of a model",
+    )
     parser.add_argument(
         "--prefill",
         type=int,
@@ -80,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_model(args: argparse.Namespace) -> int:
     from ..bench import run as bench_run
-    from ..bench.memory import process_memory
     from ..bench.model import ModelBencher
+    from ..bench.process import process_use
 
     counts = [n for n in (*args.prefill, *args.decode) if n > 0]
     if not counts:
@@ -95,7 +100,7 @@ def _run_model(args: argparse.Namespace) -> int:
             repeats=3 if args.repeats is None else args.repeats,
         )
         results = list(_results(bencher, args))
-        memory = process_memory()
+        memory = process_use()
     lines = [result.line() for result in results]
     if args.json == "-":
         sys.stdout.writelines(line.json() + "\n" for line in lines)
@@ -113,7 +118,7 @@ def _results(bencher: ModelBencher, args: argparse.Namespace) -> Iterator[ModelB
                     yield measure(count, depth=depth)
 
 
-def _report(results: Sequence[ModelBench], memory: ProcessMemory | None) -> str:
+def _report(results: Sequence[ModelBench], memory: ProcessUse | None) -> str:
     from .terminal import size, table
 
     first = results[0]
