@@ -73,6 +73,10 @@ class Slice:
         path = self.path(who)
         return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
 
+    def state(self, worker: Worker) -> Path:
+        """Where a contestant's 4,096 tokens are kept, so that a slice need not compute them."""
+        return self.work / f"{worker.who}-{self.layers}-{self.dense}.state"
+
     def start(self, who: str) -> Worker:
         """A contestant's process, with nothing loaded."""
         return Worker(who, self.python if who == "llama" else sys.executable)
@@ -128,12 +132,11 @@ class Slice:
         def fill(worker: Worker) -> None:
             worker.call("prefill", tokens=self.tokens[-_TOUCHING:])
             worker.call("reset")
-            state = self.work / f"{worker.who}-{self.layers}-{self.dense}-{depth}.state"
-            if depth and state.exists():
-                worker.call("restore", path=str(state))
+            if depth and self.state(worker).exists():
+                worker.call("restore", path=str(self.state(worker)))
             elif depth:
                 worker.call("prefill", tokens=self.tokens[:depth])
-                worker.call("save", path=str(state))
+                worker.call("save", path=str(self.state(worker)))
             worker.call("generate", count=4, token=1)
 
         def run(worker: Worker) -> float:
@@ -217,7 +220,8 @@ class Slice:
             self.add("first token", worker, answer["engine"], seconds, major_faults=faults)
 
     def memory(self) -> None:
-        """What a process holds after a prompt of 4,096 tokens; the seconds are the prompt's."""
+        """What a process holds after a prompt of 4,096 tokens; the seconds are the prompt's. Keeps
+        the state for slices at that depth."""
         for who in self.who:
             read_files(self.files(who))
             with self.start(who) as worker:
@@ -225,6 +229,7 @@ class Slice:
                 prompt = self.tokens[:DEPTH]
                 seconds = worker.call("prefill", tokens=prompt)["seconds"] / DEPTH
                 memory = worker.use()
+                worker.call("save", path=str(self.state(worker)))
                 self.add(
                     f"memory at {DEPTH}",
                     worker,
