@@ -31,11 +31,13 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// The two below do not exist before 9.0: code that calls them there is never run.
+
 // `bytes` (a multiple of 16, both addresses aligned to 16); arrives on the block's mbarrier with
 // that count when they have landed.
 __device__ __forceinline__ void bulk_copy(void* shared, const void* global, std::uint32_t bytes,
                                           std::uint64_t* mbarrier) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
   const auto barrier = static_cast<std::uint32_t>(__cvta_generic_to_shared(mbarrier));
   asm volatile(
@@ -43,12 +45,14 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, std:
           "r"(address),
       "l"(global), "r"(bytes), "r"(barrier)
       : "memory");
+#endif
 }
 
 // Asks for `bytes` (a multiple of 16) to be brought into L2.
 __device__ __forceinline__ void bulk_prefetch_l2(const void* global, std::uint32_t bytes) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
 #endif
+}
 
 }  // namespace gptoss::cuda::ptx

@@ -1,0 +1,203 @@
+// One warp's share of a product for few tokens: a 16-row tile of weights, from shared memory, times
+// up to 8 * kTokenTiles rows of bf16 activations that lie in shared memory in fragment order.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device/mxfp4.h"
+#include "cuda/layout.h"
+#include "cuda/ptx/mma.h"
+
+namespace gptoss::cuda {
+
+// Activations in shared memory: rows of `pairs` times 64 bytes, a pair being 32 columns (two tiles
+// along K). Within a pair lane quarter q finds its fragment of both tiles as 16 bytes at 16 q:
+// columns 2q, 2q + 1, 2q + 8, 2q + 9, 2q + 16, 2q + 17, 2q + 24, 2q + 25. A row's stride is an odd
+// number of 64 bytes, so that two neighbouring rows use all banks.
+constexpr int kPairColumns = 32;
+constexpr int kPairBytes = 64;
+
+__host__ __device__ constexpr std::uint32_t activation_row_bytes(int num_pairs) {
+  return static_cast<std::uint32_t>(num_pairs | 1) * kPairBytes;
+}
+
+// Copies 16 bytes of fragments from row-major columns; `pair_and_quarter` counts quarters.
+__device__ __forceinline__ uint4 gather_fragment(const std::uint32_t* row, int pair_and_quarter) {
+  const std::uint32_t* at = row + pair_and_quarter / 4 * 16 + pair_and_quarter % 4;
+  return {__ldcg(at), __ldcg(at + 4), __ldcg(at + 8), __ldcg(at + 12)};
+}
+
+// Share of a product that one warp adds up: 16 rows of weights times kTokens activations of a row
+// each (1, or up to 8 or 16). multiply() adds pieces along K; result() gives fragments of
+// mma.m16n8k16: acc[t] for tokens 8 t ... 8 t + 7.
+// x[t]: the lane's activations, of token 8 t + lane / 4 (of the one token), at the first column.
+template <int kTokens>
+constexpr int kTokenTilesOf = (kTokens + 7) / 8;
+
+template <int kTokens>
+class DenseProduct {
+ public:
+  static constexpr int kTokenTiles = kTokenTilesOf<kTokens>;
+
+  // `weights` in dense tiles, kPairs times 32 columns, of which num_pairs are there.
+  template <int kPairs>
+  __device__ __forceinline__ void multiply(const std::uint8_t* weights, int num_pairs,
+                                           const uint4* const (&x)[kTokenTiles], int first_pair) {
+    const uint4* tile = reinterpret_cast<const uint4*>(weights) + threadIdx.x % kWarp;
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair, tile += 2 * kWarp) {
+      if (pair >= num_pairs) break;
+      const uint4 first = tile[0];
+      const uint4 second = tile[kWarp];
+      const std::uint32_t a0[4] = {first.x, first.y, first.z, first.w};
+      const std::uint32_t a1[4] = {second.x, second.y, second.z, second.w};
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+        const uint4 b = x[t][(first_pair + pair) * 4];
+        ptx::mma_m16n8k16(acc_[t], a0, b.x, b.y);
+        ptx::mma_m16n8k16(acc_[t], a1, b.z, b.w);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void result(float (&acc)[kTokenTiles][4]) const {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[t][i] = acc_[t][i];
+    }
+  }
+
+ private:
+  float acc_[kTokenTiles][4] = {};
+};
+
+// Activations of MXFP4 products are kept times 2^64 and codes come out times 2^-126, so that a
+// block sum is 2^-62 of its value: far from both ends of float32.
+constexpr int kMxActivationExponent = 64;
+constexpr float kMxSumFactor = 0x1p62f;
+static_assert(kE2m1Exponent - kMxActivationExponent == 62);
+
+// MXFP4: each block of 32 columns is summed by the tensor cores, then scaled in float32. The scaled
+// sums of a piece's blocks 0 and 1, 2 and 3, 4 and 5, 6 and 7 go to four accumulators, which are
+// added in pairs: the same additions for any number of tokens.
+constexpr int kMxMostRecords = 4;  // of a piece
+constexpr int kMxGroups = kMxMostRecords;
+
+__device__ __forceinline__ std::uint32_t scales_of(const std::uint8_t* record, int row) {
+  return reinterpret_cast<const std::uint32_t*>(record + kMxCodeBytes)[row];
+}
+
+template <int kTokens>
+class MxProduct {
+ public:
+  static constexpr int kTokenTiles = kTokenTilesOf<kTokens>;
+
+  template <int kRecords>
+  __device__ __forceinline__ void multiply(const std::uint8_t* records, int num_records,
+                                           const uint4* const (&x)[kTokenTiles], int first_record) {
+    static_assert(kRecords <= kMxMostRecords);
+    const int lane = static_cast<int>(threadIdx.x % kWarp);
+#pragma unroll
+    for (int r = 0; r < kRecords; ++r, records += kMxRecordBytes) {
+      if (r >= num_records) break;
+      const uint4 codes = reinterpret_cast<const uint4*>(records)[lane];
+      const std::uint32_t scales = scales_of(records, lane / 4);
+#pragma unroll
+      for (int block = 0; block < 2; ++block) {
+        std::uint32_t a0[4];
+        std::uint32_t a1[4];
+        expand_e2m1(a0, block == 0 ? codes.x : codes.z);
+        expand_e2m1(a1, block == 0 ? codes.y : codes.w);
+        const float scale = scale_e8m0(scales, block);
+        const float scale8 = scale_e8m0(scales, 2 + block);
+#pragma unroll
+        for (int t = 0; t < kTokenTiles; ++t) {
+          const uint4 b = x[t][((first_record + r) * 2 + block) * 4];
+          float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+          ptx::mma_m16n8k16(sum, a0, b.x, b.y);
+          ptx::mma_m16n8k16(sum, a1, b.z, b.w);
+          float (&acc)[4] = acc_[t][r];
+          acc[0] = fmaf(sum[0] * kMxSumFactor, scale, acc[0]);
+          acc[1] = fmaf(sum[1] * kMxSumFactor, scale, acc[1]);
+          acc[2] = fmaf(sum[2] * kMxSumFactor, scale8, acc[2]);
+          acc[3] = fmaf(sum[3] * kMxSumFactor, scale8, acc[3]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void result(float (&acc)[kTokenTiles][4]) const {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        acc[t][i] = (acc_[t][0][i] + acc_[t][1][i]) + (acc_[t][2][i] + acc_[t][3][i]);
+      }
+    }
+  }
+
+ private:
+  float acc_[kTokenTiles][kMxGroups][4] = {};
+};
+
+// One token: the tensor cores' eight columns are the blocks of a piece instead, column n holding
+// block n of the activations and zeros elsewhere. One accumulator takes all of them, and a lane
+// scales the four sums that it has: rows g and g + 8 of blocks 2q and 2q + 1, whose four scales are
+// one word of record q. A quarter of the work after the product.
+template <>
+class MxProduct<1> {
+ public:
+  static constexpr int kTokenTiles = 1;
+
+  template <int kRecords>
+  __device__ __forceinline__ void multiply(const std::uint8_t* records, int num_records,
+                                           const uint4* const (&x)[1], int first_record) {
+    static_assert(kRecords <= kMxMostRecords);
+    const int lane = static_cast<int>(threadIdx.x % kWarp);
+    const int column = lane / 4;
+    uint4 mine{0, 0, 0, 0};
+    if (column < 2 * num_records) mine = x[0][(first_record * 2 + column) * 4];
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int r = 0; r < kRecords; ++r) {
+      if (r >= num_records) break;
+      const uint4 codes = reinterpret_cast<const uint4*>(records + r * kMxRecordBytes)[lane];
+#pragma unroll
+      for (int block = 0; block < 2; ++block) {
+        std::uint32_t a[4];
+        const bool is_mine = column == 2 * r + block;
+        expand_e2m1(a, block == 0 ? codes.x : codes.z);
+        ptx::mma_m16n8k16(sum, a, is_mine ? mine.x : 0, is_mine ? mine.y : 0);
+        expand_e2m1(a, block == 0 ? codes.y : codes.w);
+        ptx::mma_m16n8k16(sum, a, is_mine ? mine.z : 0, is_mine ? mine.w : 0);
+      }
+    }
+    const int record = lane % 4;
+    if (record < num_records) {
+      const std::uint32_t scales = scales_of(records + record * kMxRecordBytes, lane / 4);
+      low_ = fmaf(sum[0] * kMxSumFactor, scale_e8m0(scales, 0), low_);
+      low_ = fmaf(sum[1] * kMxSumFactor, scale_e8m0(scales, 1), low_);
+      high_ = fmaf(sum[2] * kMxSumFactor, scale_e8m0(scales, 2), high_);
+      high_ = fmaf(sum[3] * kMxSumFactor, scale_e8m0(scales, 3), high_);
+    }
+  }
+
+  // Every lane of a quarter gets token 0's sums; the other tokens' are not there.
+  __device__ __forceinline__ void result(float (&acc)[1][4]) const {
+    float low = low_ + __shfl_xor_sync(0xffffffffu, low_, 1);
+    float high = high_ + __shfl_xor_sync(0xffffffffu, high_, 1);
+    low += __shfl_xor_sync(0xffffffffu, low, 2);
+    high += __shfl_xor_sync(0xffffffffu, high, 2);
+    acc[0][0] = low;
+    acc[0][1] = 0.0f;
+    acc[0][2] = high;
+    acc[0][3] = 0.0f;
+  }
+
+ private:
+  float low_ = 0.0f;
+  float high_ = 0.0f;
+};
+
+}  // namespace gptoss::cuda

@@ -1,0 +1,49 @@
+// Choice of a small regime's kernel by device and number of rows, and its launch.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/device/weight_ring.h"
+#include "cuda/kernels/small_kernels.h"
+#include "cuda/kernels/small_layout.h"
+#include "cuda/launch.h"
+
+namespace gptoss::cuda {
+
+template <class Args>
+struct SmallVariants {
+  using Kernel = void (*)(Args);
+  Kernel async[3];  // 1 token, up to 8, up to 16
+  Kernel bulk[3];
+};
+
+#define GPTOSS_SMALL_KERNELS(kernel)                                                              \
+  {                                                                                               \
+    {kernel<1, RingCopy::kAsync>, kernel<8, RingCopy::kAsync>,                                    \
+     kernel<kGroupRows, RingCopy::kAsync>},                                                       \
+    {                                                                                             \
+      kernel<1, RingCopy::kBulk>, kernel<8, RingCopy::kBulk>, kernel<kGroupRows, RingCopy::kBulk> \
+    }                                                                                             \
+  }
+
+struct SmallShape {
+  int threads;
+  std::int64_t units;  // blocks that have something to do
+  std::size_t smem;
+};
+
+template <class Args>
+void launch_small(const DeviceInfo& device, Dependence dependence, int num_rows, const Args& args,
+                  const char* op, cudaStream_t stream, const SmallVariants<Args>& variants,
+                  const SmallShape& shape) {
+  const int size = num_rows == 1 ? 0 : num_rows <= 8 ? 1 : 2;
+  const auto kernel = device.compute_capability >= 90 ? variants.bulk[size] : variants.async[size];
+  launch(kernel,
+         {.blocks = static_cast<int>(std::min<std::int64_t>(device.num_sms, shape.units)),
+          .threads = shape.threads,
+          .smem = shape.smem,
+          .dependence = dependence},
+         args, op, stream);
+}
+
+}  // namespace gptoss::cuda

@@ -1,0 +1,219 @@
+#include "cuda/small_step.h"
+
+#include <algorithm>
+#include <bit>
+#include <tuple>
+#include <utility>
+
+namespace gptoss::cuda {
+namespace {
+
+// Attention's grid follows the largest position; a graph serves positions up to a power of two.
+constexpr std::int32_t kLeastSpan = 1024;
+
+std::int32_t span_of(std::int32_t max_position) {
+  const auto tokens = static_cast<std::uint32_t>(std::max(max_position + 1, kLeastSpan));
+  return static_cast<std::int32_t>(std::bit_ceil(tokens));
+}
+
+// Parts of one allocation, each aligned to 256 bytes.
+class Layout {
+ public:
+  explicit Layout(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* take(std::int64_t count) {
+    std::byte* at = base_ == nullptr ? nullptr : base_ + size_;
+    size_ += (static_cast<std::size_t>(count) * sizeof(T) + 255) / 256 * 256;
+    return reinterpret_cast<T*>(at);
+  }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::byte* base_;
+  std::size_t size_ = 0;
+};
+
+SmallBuffers lay_out(Layout& layout, const ModelConfig& c) {
+  return {.residual = layout.take<float>(kSmallRows * c.hidden_size),
+          .xs = layout.take<__nv_bfloat16>(kSmallRows * c.hidden_size),
+          .attn_squares = layout.take<float>(kSmallRows * (c.hidden_size / kTileRows)),
+          .mlp_squares = layout.take<float>(kSmallRows * (c.hidden_size / kTileRows)),
+          .q = layout.take<__nv_bfloat16>(kSmallRows * c.q_size()),
+          .attention = layout.take<__nv_bfloat16>(kSmallRows * c.q_size()),
+          .h = layout.take<__nv_bfloat16>(kSmallRows * c.experts_per_token * c.intermediate_size),
+          .router = {.sums = layout.take<unsigned long long>(kSmallRows * c.num_experts),
+                     .not_finite = layout.take<unsigned>(kSmallRows)}};
+}
+
+}  // namespace
+
+// What a captured graph holds fast.
+struct SmallStep::Key {
+  StepView step;
+  const float* logits;
+
+  auto fields() const {
+    return std::tie(step.tokens, step.positions, step.segment_of, step.segments, step.pages,
+                    step.logit_rows, step.forced_experts, step.num_rows, step.num_logit_rows,
+                    step.max_position, logits);
+  }
+  bool operator<(const Key& other) const { return fields() < other.fields(); }
+};
+
+struct SmallStep::Graph {
+  cudaGraphExec_t exec = nullptr;
+
+  Graph() = default;
+  Graph(Graph&& other) noexcept : exec(std::exchange(other.exec, nullptr)) {}
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(exec, other.exec);
+    return *this;
+  }
+  ~Graph() {
+    if (exec != nullptr) cudaGraphExecDestroy(exec);
+  }
+};
+
+SmallStep::SmallStep(const DeviceModel& model, const DeviceInfo& device, const KvPlan& plan)
+    : model_(model), plan_(plan), device_(device) {
+  require_small_kernels(model.config, device_);
+  const std::size_t attention_bytes = attention_workspace_bytes(model.config.num_heads);
+  Layout size(nullptr);
+  lay_out(size, model.config);
+  size.take<std::byte>(static_cast<std::int64_t>(attention_bytes));
+  workspace_ = DeviceBuffer(size.size(), "small_step");
+  check(cudaMemset(workspace_.as<std::byte>(), 0, size.size()), "small_step");
+  Layout layout(workspace_.as<std::byte>());
+  buffers_ = lay_out(layout, model.config);
+  attention_workspace_ = layout.take<std::byte>(static_cast<std::int64_t>(attention_bytes));
+}
+
+SmallStep::~SmallStep() = default;
+
+void SmallStep::run(const StepView& step, float* logits, cudaStream_t stream) {
+  GPTOSS_REQUIRE(InvalidArgument, step.num_rows >= 1 && step.num_rows <= kSmallRows,
+                 "[small_step] expected 1 to ", kSmallRows, " rows, got ", step.num_rows);
+  StepView bucket = step;
+  bucket.max_position =
+      std::min(span_of(step.max_position), static_cast<std::int32_t>(model_.config.max_context)) -
+      1;
+  bucket.max_position = std::max(bucket.max_position, step.max_position);
+  const auto [found, is_new] = graphs_.try_emplace(Key{bucket, logits});
+  if (is_new) return launch_all(bucket, logits, stream);
+  Graph& graph = found->second;
+  if (graph.exec == nullptr) {
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "small_step");
+    cudaGraph_t captured = nullptr;
+    try {
+      launch_all(bucket, logits, stream);
+    } catch (...) {
+      cudaStreamEndCapture(stream, &captured);
+      if (captured != nullptr) cudaGraphDestroy(captured);
+      throw;
+    }
+    check(cudaStreamEndCapture(stream, &captured), "small_step");
+    const cudaError_t status = cudaGraphInstantiate(&graph.exec, captured, 0);
+    cudaGraphDestroy(captured);
+    check(status, "small_step");
+  }
+  check(cudaGraphLaunch(graph.exec, stream), "small_step");
+}
+
+void SmallStep::launch_all(const StepView& step, float* logits, cudaStream_t stream) const {
+  const ModelConfig& c = model_.config;
+  embed({.tokens = step.tokens,
+         .embedding = model_.embedding,
+         .num_rows = step.num_rows,
+         .hidden = static_cast<std::int32_t>(c.hidden_size),
+         .residual = buffers_.residual,
+         .norm_scale = model_.layers.front().attn_norm,
+         .xs = buffers_.xs,
+         .square_sums = buffers_.attn_squares},
+        Dependence::kFull, stream);
+  for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
+    launch_layer(step, layer, stream);
+  }
+  if (step.num_logit_rows == 0) return;
+  unembedding_small({.logit_rows = step.logit_rows,
+                     .num_logit_rows = step.num_logit_rows,
+                     .weight = model_.unembedding,
+                     .eps = c.rms_norm_eps,
+                     .buffers = buffers_,
+                     .logits = logits},
+                    device_, Dependence::kProgrammatic, stream);
+}
+
+void SmallStep::launch_layer(const StepView& step, std::size_t index, cudaStream_t stream) const {
+  const ModelConfig& c = model_.config;
+  const DeviceLayer& layer = model_.layers[index];
+  const bool is_last = index + 1 == model_.layers.size();
+  const KvGroup group = plan_.layer_group[index];
+  const auto layer_offset =
+      plan_.layer_in_group[index] * static_cast<std::int64_t>(plan_.layer_bytes());
+  const auto num_heads = static_cast<std::int32_t>(c.num_heads);
+  const auto num_kv_heads = static_cast<std::int32_t>(c.num_kv_heads);
+  const auto num_experts = static_cast<std::int32_t>(c.num_experts);
+  constexpr Dependence kEarly = Dependence::kProgrammatic;
+
+  qkv_small({.step = step,
+             .weight = layer.qkv,
+             .bias = layer.qkv_bias,
+             .eps = c.rms_norm_eps,
+             .rope_table = model_.rope_table,
+             .group = group,
+             .layer_offset = layer_offset,
+             .num_heads = num_heads,
+             .num_kv_heads = num_kv_heads,
+             .num_experts = num_experts,
+             .buffers = buffers_},
+            device_, kEarly, stream);
+  attention_decode(
+      {.step = step,
+       .q = buffers_.q,
+       .sinks = layer.sinks,
+       .out = buffers_.attention,
+       .group = group,
+       .layer_offset = layer_offset,
+       .window = group == KvGroup::kWindow ? static_cast<std::int32_t>(plan_.window) : 0,
+       .num_heads = num_heads,
+       .num_kv_heads = num_kv_heads,
+       .workspace = attention_workspace_},
+      device_, kEarly, stream);
+  out_small({.num_rows = step.num_rows,
+             .weight = layer.out,
+             .bias = layer.out_bias,
+             .next_norm = layer.mlp_norm,
+             .router_by_channel = layer.router_by_channel,
+             .num_experts = num_experts,
+             .buffers = buffers_},
+            device_, kEarly, stream);
+
+  const std::int64_t forced_at =
+      static_cast<std::int64_t>(index) * step.num_rows * c.experts_per_token;
+  const RoutingArgs routing{
+      .positions = step.positions,
+      .forced = step.forced_experts == nullptr ? nullptr : step.forced_experts + forced_at,
+      .bias = layer.router_bias,
+      .squares = buffers_.mlp_squares,
+      .sums = buffers_.router,
+      .eps = c.rms_norm_eps,
+      .hidden = static_cast<std::int32_t>(c.hidden_size),
+      .num_rows = step.num_rows,
+      .num_experts = num_experts,
+      .experts_per_token = static_cast<std::int32_t>(c.experts_per_token)};
+  gate_up_small({.routing = routing,
+                 .weight = layer.gate_up,
+                 .bias = layer.gate_up_bias,
+                 .limit = c.swiglu_limit,
+                 .alpha = c.swiglu_alpha,
+                 .buffers = buffers_},
+                device_, kEarly, stream);
+  down_small({.routing = routing,
+              .weight = layer.down,
+              .bias = layer.down_bias,
+              .next_norm = is_last ? model_.final_norm : model_.layers[index + 1].attn_norm,
+              .buffers = buffers_},
+             device_, kEarly, stream);
+}
+
+}  // namespace gptoss::cuda

@@ -1,0 +1,51 @@
+// The forward step for few rows: every weight is streamed once, five kernels a layer, each of which
+// begins to fetch its weights before the one before it has ended. A row's logits are the same bits
+// whatever else is in the batch, up to kSmallRows rows.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <map>
+
+#include "cuda/device.h"
+#include "cuda/device_model.h"
+#include "cuda/kernels/small_kernels.h"
+#include "cuda/step.h"
+#include "model/kv_plan.h"
+
+namespace gptoss::cuda {
+
+class SmallStep {
+ public:
+  // Throws InvalidArgument naming what the kernels cannot do with this model on this device, and
+  // OutOfMemory. `model` and `plan` outlive the step.
+  SmallStep(const DeviceModel& model, const DeviceInfo& device, const KvPlan& plan);
+  ~SmallStep();
+  SmallStep(const SmallStep&) = delete;
+  SmallStep& operator=(const SmallStep&) = delete;
+
+  std::size_t workspace_bytes() const { return workspace_.num_bytes(); }
+  // Queues the step; at most kSmallRows rows. logits: [num_logit_rows][vocab] float32 in device
+  // memory. The arrays of `step` may change between calls where its addresses and counts do not:
+  // from the second call of one kind on (rows, logit rows, addresses, span of positions) the step
+  // is replayed as a graph.
+  void run(const StepView& step, float* logits, cudaStream_t stream);
+
+ private:
+  struct Key;
+  struct Graph;
+
+  void launch_all(const StepView& step, float* logits, cudaStream_t stream) const;
+  void launch_layer(const StepView& step, std::size_t layer, cudaStream_t stream) const;
+
+  const DeviceModel& model_;
+  const KvPlan& plan_;
+  DeviceInfo device_;
+  DeviceBuffer workspace_;
+  SmallBuffers buffers_;
+  void* attention_workspace_ = nullptr;
+  std::map<Key, Graph> graphs_;
+};
+
+}  // namespace gptoss::cuda
