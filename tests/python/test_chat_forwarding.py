@@ -7,12 +7,7 @@ import pytest
 
 pytest.importorskip("gpt_oss_native._core")
 
-from reference.scripted_chat import START, ScriptedChat, answer, call, result
-
-
-def lookup(key: str) -> str:
-    """Finds a value."""
-    return f"<{key}>"
+from reference.scripted_chat import START, ScriptedChat, answer, call, lookup, result
 
 
 def test_twenty_turns_with_ten_calls_forward_the_exact_minimum(scripted: ScriptedChat) -> None:

@@ -11,12 +11,7 @@ import pytest
 pytest.importorskip("gpt_oss_native._core")
 
 from gpt_oss_native import InvalidArgument, Model
-from reference.scripted_chat import ScriptedChat, answer, call, final
-
-
-def lookup(key: str) -> str:
-    """Finds a value."""
-    return f"<{key}>"
+from reference.scripted_chat import ScriptedChat, answer, call, final, lookup
 
 
 def test_a_resumed_chat_has_the_tokens_and_messages_of_the_saved_one(

@@ -170,11 +170,10 @@ def test_a_call_that_waits_for_a_server_can_be_interrupted(server: str, num_call
     while not any(path == "/drip" for path, _, _ in Handler.seen):
         time.sleep(0.01)
     time.sleep(0.1)
-    begin = time.monotonic()
     browser.interrupt()
     for thread in threads:
-        thread.join()
-    assert time.monotonic() - begin < 5
+        thread.join(10)  # the server goes on for twice as long
+    assert not any(thread.is_alive() for thread in threads)
     assert [str(error).startswith("[browser] interrupted") for error in errors] == [
         True
     ] * num_calls

@@ -122,6 +122,11 @@ def result(text: str, name: str = "functions.lookup") -> str:
     return f"<|start|>{name} to=assistant<|channel|>commentary<|message|>{text}<|end|>"
 
 
+def lookup(key: str) -> str:
+    """Finds a value."""
+    return f"<{key}>"
+
+
 def rendered(
     harmony: HarmonyEncoding, *turns: tuple[str, ...], instructions: str = ""
 ) -> list[int]:
