@@ -8,9 +8,6 @@
 
 namespace gptoss::cuda {
 
-// Keys of a page that one warp takes at a time; groups begin at absolute multiples.
-constexpr int kKeyGroup = 32;
-static_assert(kPageTokens % kKeyGroup == 0);
 constexpr int kMaxPieces = 32;
 // Smallest pieces. In the small regime 128 keys, one group a warp: at 512 tokens the time is
 // latency. With 33 rows or more there are blocks enough, and longer pieces cost fewer merges: 256
