@@ -21,6 +21,11 @@ __device__ __forceinline__ float exponent_base(float max) {
   return max == kMinusInfinity ? 0.0f : max;
 }
 
+// How far a row's scores, as exponents of two, may outgrow the maximum that its weights are
+// relative to before that is raised: weights stay below 2^8, where bf16 is as exact as below 1, and
+// sums are seldom rescaled.
+constexpr float kMaxSlack = 8.0f;
+
 // Two weights as an operand of the next product, rounded to nearest even; first in the low half.
 __device__ __forceinline__ std::uint32_t pack_bf16x2(float first, float second) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);

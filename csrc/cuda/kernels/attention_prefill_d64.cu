@@ -89,10 +89,6 @@ __device__ __forceinline__ void score_page(const std::uint32_t (&q)[kMTiles][4][
   }
 }
 
-// How far a row's scores, as exponents of two, may outgrow the maximum that its weights are
-// relative to: weights stay below 2^8, where bf16 is as exact as below 1.
-constexpr float kSlack = 8.0f;
-
 constexpr std::uint32_t kOnes = 0x3f803f80u;  // bf16
 
 // Scores become weights, as operands of the next product.
@@ -109,7 +105,7 @@ __device__ __forceinline__ void weigh(float (&scores)[kKeyTiles][4], float (&max
     }
     top = quad_max(top) * kScoreScale;
     const float old = max[half];
-    if (top - old > kSlack) max[half] = top;
+    if (top - old > kMaxSlack) max[half] = top;
     kept[half] = max[half] == old ? 1.0f : ptx::exp2_approx(old - max[half]);
   }
   if (__any_sync(0xffffffffu, kept[0] != 1.0f || kept[1] != 1.0f)) {
@@ -273,11 +269,15 @@ void attention_prefill_portable(const AttentionArgs& args, cudaStream_t stream) 
   check_launch("attention_prefill");
 }
 
-void attention_prefill(const AttentionArgs& args, const DeviceInfo&, cudaStream_t stream) {
+void attention_prefill(const AttentionArgs& args, const DeviceInfo& device, cudaStream_t stream) {
   // One segment of several rows has no rows for the other kernel.
   if (args.step.num_segments > 1 || args.step.num_rows == 1) attention_single_rows(args, stream);
   if (args.step.num_segments == args.step.num_rows) return;
-  attention_prefill_portable(args, stream);
+  if (supports_attention_prefill_sm90(args, device)) {
+    attention_prefill_sm90(args, stream);
+  } else {
+    attention_prefill_portable(args, stream);
+  }
 }
 
 }  // namespace gptoss::cuda
