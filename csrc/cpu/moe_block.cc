@@ -54,12 +54,13 @@ void CpuBackend::gate_up(std::size_t layer, const Activations& x, const Routing&
   const auto expert_at = [&](std::int64_t i) {
     return routing.plan.active[static_cast<std::size_t>(i)];
   };
-  if (step.redundant()) {  // an equal share of all rows of all chosen experts
+  if (step.redundant()) {  // an equal share of all rows of all chosen experts, in long runs
     const Range share = step.worker.share(num_active * num_rows, kGateUpUnit);
-    for (std::int64_t row = share.begin; row < share.end; row += kGateUpUnit) {
+    for (std::int64_t row = share.begin; row < share.end;) {
       const std::int64_t first = row % num_rows;
-      gate_up_unit(w, x, routing.plan, expert_at(row / num_rows), {first, first + kGateUpUnit},
-                   step.space);
+      const std::int64_t end = std::min(num_rows, first + share.end - row);
+      gate_up_unit(w, x, routing.plan, expert_at(row / num_rows), {first, end}, step.space);
+      row += end - first;
     }
     return;
   }

@@ -84,8 +84,9 @@ void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, Activat
     space.norm.ensure(kRedundantTokens, c.hidden_size, forms);
     size_routing(space.routing, kRedundantTokens);
     space.kernel_scratch.ensure(kernels.scratch_bytes(widest), "kernel scratch");
-    space.gate_up.ensure(static_cast<std::size_t>(num_tokens * kGateUpUnitRowsMax) * sizeof(float),
-                         "expert activations");
+    const std::int64_t gate_up =
+        std::max(num_tokens * kGateUpUnitRowsMax, kRedundantTokens * 2 * c.intermediate_size);
+    space.gate_up.ensure(static_cast<std::size_t>(gate_up) * sizeof(float), "expert activations");
   }
 }
 

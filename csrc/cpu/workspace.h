@@ -60,7 +60,7 @@ struct ThreadSpace {
   ActivationBuffer norm;  // [kRedundantTokens][hidden]
   Routing routing;
   AlignedBuffer kernel_scratch;
-  AlignedBuffer gate_up;  // [tokens of an expert][rows of a unit]
+  AlignedBuffer gate_up;  // [tokens of an expert][rows taken at a time]
 };
 
 struct Workspace {
@@ -88,9 +88,9 @@ struct Workspace {
   std::size_t num_bytes() const;
 };
 
-// Rows of the gate/up matrix a thread takes at a time: pairs for whole blocks of 32 outputs.
+// What shares of the gate/up matrix are multiples of: pairs for whole blocks of 32 outputs.
 constexpr std::int64_t kGateUpUnit = 2 * kMxBlock;
-// Most rows of one unit when an expert has many tokens.
+// Rows a thread takes at a time when tokens are many; an expert's whole share when they are few.
 constexpr std::int64_t kGateUpUnitRowsMax = 4 * kGateUpUnit;
 
 }  // namespace gptoss::cpu

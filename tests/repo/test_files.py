@@ -31,6 +31,7 @@ SPECIALISATIONS = re.compile(r"_(?:bf16|int8|float32)$")
 PARTS = {
     "table": "the table itself",
     "int8_product": "what the int8 products share",
+    "mxfp4_stream": "linear_mxfp4 of few tokens",
     "pack_int8": "linear with dense='int8' packs",
     "kv_write": "attention writes its keys and values",
 }

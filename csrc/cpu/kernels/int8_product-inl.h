@@ -80,6 +80,8 @@ constexpr std::int64_t kDecodedBlockBytes =
     kRowTile * static_cast<std::int64_t>(sizeof(float)) + kTileBlockCodes;
 constexpr std::int64_t kAccBytes =
     kTokenChunk * kPanelTiles * kRowTile * static_cast<std::int64_t>(sizeof(float));
+// Of the streams of few tokens, fewer sums.
+static_assert(4 * kFourTileTokens <= kTokenChunk && 2 * kTwoTileTokens <= kTokenChunk);
 
 std::size_t int8_scratch_bytes(std::int64_t cols) {
   const std::int64_t tokens = kTokenChunk * (cols / kMxBlock) * Int8Tokens::kBlockBytes;
@@ -140,7 +142,7 @@ template <int kTiles, int kTokens, typename Weights, typename Tokens>
 void multiply_group(const Weights& weights, const Tokens& tokens, std::int64_t num_blocks,
                     float* acc) {
   RowFloats sum[kTiles][kTokens];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
@@ -151,7 +153,7 @@ void multiply_group(const Weights& weights, const Tokens& tokens, std::int64_t n
     const auto block = weights.block(b);
     RowInts dot[kTiles][kTokens];
     tokens.template dot<kTiles, kTokens>(block, b, dot);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int tile = 0; tile < kTiles; ++tile) {
       const RowFloats w_scale = block.scale(tile);
 #pragma GCC unroll 8
@@ -161,7 +163,7 @@ void multiply_group(const Weights& weights, const Tokens& tokens, std::int64_t n
       }
     }
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {

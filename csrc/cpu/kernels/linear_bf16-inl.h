@@ -25,10 +25,20 @@ struct LinearBf16Scratch {
   float sums[kTokenBlock * kPanelRows * kLanes];  // by token tile: [kPanelRows][tokens][kLanes]
 };
 
-// Rows at a time when the weights are read in place: enough independent sums to hide the latency
-// of fma, and enough streams for the memory.
-template <int kTokens>
-constexpr int kDirectRows = kAccumulators / kTokens < 8 ? kAccumulators / kTokens : 8;
+// Tokens with whom the weights are read in place.
+constexpr int kDirectTokens = kAccumulators >= 24 ? 8 : kAccumulators >= 12 ? 6 : 2;
+// Rows at a time then: enough independent sums to hide the latency of fma, with registers left for
+// every token's values.
+constexpr int direct_rows(int tokens) {
+  constexpr int kRegisters = kAccumulators >= 24 ? 32 : 16;
+  const int sums = kAccumulators / tokens;
+  const int fitting = (kRegisters - 1) / tokens - 1;
+  const int rows = sums < fitting ? sums : fitting;
+  return rows < 8 ? rows : 8;
+}
+// Each of them walks its own part of the rows, a long stream of memory fetched so far ahead.
+// (linear_mxfp4-inl.h says why.)
+constexpr std::int64_t kDirectAheadBytes = 512;
 
 // What the next tile of tokens will read, fetched into L1 meanwhile: 2880 columns of 64 tokens at
 // 155 instead of 140 GFLOP/s (one core of a 3.8 GHz Xeon, peak 240).
@@ -53,6 +63,17 @@ GPTOSS_INLINE void add_products(const Weight* const (&weight)[kRows],
     }
   };
   std::int64_t i = 0;
+  if constexpr (sizeof(Weight) == sizeof(bf16)) {  // a cache line of every row
+    constexpr std::int64_t kLine = 64 / sizeof(bf16);
+    for (; i + kLine <= cols; i += kLine) {
+      GPTOSS_UNROLL
+      for (int r = 0; r < kRows; ++r) prefetch(weight[r] + i + kDirectAheadBytes / 2);
+      GPTOSS_UNROLL
+      for (std::int64_t j = 0; j < kLine; j += kLanes) {
+        add([](const auto* p) { return load(p); }, i + j);
+      }
+    }
+  }
   for (; i + kLanes <= cols; i += kLanes) {
     add([](const auto* p) { return load(p); }, i);
     if constexpr (sizeof(Weight) == sizeof(float)) {
@@ -64,10 +85,17 @@ GPTOSS_INLINE void add_products(const Weight* const (&weight)[kRows],
   if (i < cols) add([&](const auto* p) { return load_partial(p, cols - i); }, i);
 }
 
-// Rows from row_end on were computed from a repeated row and are dropped.
+// Rows first, first + step, ...; those from the count-th on were computed from a repeated row and
+// are dropped.
+struct OutputRows {
+  std::int64_t first;
+  std::int64_t step;
+  std::int64_t count;
+};
+
 template <int kRows, int kTokens>
-GPTOSS_INLINE void store_outputs(const LinearBf16Args& args, std::int64_t token, std::int64_t row,
-                                 std::int64_t row_end, const F32 (&sums)[kRows][kTokens]) {
+GPTOSS_INLINE void store_outputs(const LinearBf16Args& args, std::int64_t token,
+                                 const OutputRows& rows, const F32 (&sums)[kRows][kTokens]) {
   constexpr int kProducts = kRows * kTokens;
   float products[kProducts];
   const auto sum = [&](int i) -> F32 { return sums[i / kTokens][i % kTokens]; };
@@ -77,37 +105,47 @@ GPTOSS_INLINE void store_outputs(const LinearBf16Args& args, std::int64_t token,
   }
   GPTOSS_UNROLL
   for (int i = kProducts / 4 * 4; i < kProducts; ++i) products[i] = reduce_add(sum(i));
-  const int count = row_end - row < kRows ? static_cast<int>(row_end - row) : kRows;
+  const int count = rows.count < kRows ? static_cast<int>(rows.count) : kRows;
   GPTOSS_UNROLL
   for (int t = 0; t < kTokens; ++t) {
-    float* out = args.out.row(token + t) + row;
-    for (int r = 0; r < count; ++r) {
+    float* out = args.out.row(token + t);
+    std::int64_t row = rows.first;
+    for (int r = 0; r < count; ++r, row += rows.step) {
       float value = products[r * kTokens + t];
-      if (args.bias != nullptr) value += to_float(args.bias[row + r]);
-      out[r] = args.epilogue == Epilogue::kAdd ? out[r] + value : value;
+      if (args.bias != nullptr) value += to_float(args.bias[row]);
+      out[row] = args.epilogue == Epilogue::kAdd ? out[row] + value : value;
     }
   }
 }
 
-// All tokens of x, at most kTokenTile, with the weights read in place.
-template <int kTokens>
-void linear_bf16_direct(const LinearBf16Args& args, Range rows) {
-  constexpr int kRows = kDirectRows<kTokens>;
+// Some rows for all tokens of x, with the weights read in place.
+template <int kRows, int kTokens>
+void add_direct(const LinearBf16Args& args, const OutputRows& rows) {
   const float* x[kTokens];
   GPTOSS_UNROLL
   for (int t = 0; t < kTokens; ++t) x[t] = args.x.row(t);
-  for (std::int64_t row = rows.begin; row < rows.end; row += kRows) {
-    const bf16* weight[kRows];
-    F32 sums[kRows][kTokens];
+  const bf16* weight[kRows];
+  F32 sums[kRows][kTokens];
+  GPTOSS_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const std::int64_t i = r < rows.count ? r : rows.count - 1;
+    weight[r] = args.weight.row(rows.first + i * rows.step);
     GPTOSS_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      weight[r] = args.weight.row(row + r < rows.end ? row + r : rows.end - 1);
-      GPTOSS_UNROLL
-      for (int t = 0; t < kTokens; ++t) sums[r][t] = zero();
-    }
-    add_products(weight, x, args.weight.cols, {}, sums);
-    store_outputs(args, 0, row, rows.end, sums);
+    for (int t = 0; t < kTokens; ++t) sums[r][t] = zero();
   }
+  add_products(weight, x, args.weight.cols, {}, sums);
+  store_outputs(args, 0, rows, sums);
+}
+
+template <int kTokens>
+void linear_bf16_direct(const LinearBf16Args& args, Range rows) {
+  constexpr int kRows = direct_rows(kTokens);
+  const std::int64_t step = rows.size() / kRows;
+  for (std::int64_t i = 0; i < step; ++i) {
+    add_direct<kRows, kTokens>(args, {rows.begin + i, step, kRows});
+  }
+  const std::int64_t rest = rows.begin + step * kRows;
+  if (rest < rows.end) add_direct<kRows, kTokens>(args, {rest, 1, rows.end - rest});
 }
 
 template <int kTokens>
@@ -147,7 +185,7 @@ void add_panel_chunk(const LinearBf16Args& args, const PanelChunk& chunk, std::i
   const Ahead ahead{kTokens * args.x.stride, stored + kPanelRows * kTokens * kLanes};
   add_products(weight, x, chunk.cols, ahead, sums);
   if (chunk.col + chunk.cols == args.weight.cols) {
-    store_outputs(args, token, chunk.row, chunk.row_end, sums);
+    store_outputs(args, token, {chunk.row, 1, chunk.row_end - chunk.row}, sums);
     return;
   }
   GPTOSS_UNROLL
@@ -199,7 +237,7 @@ void linear_bf16_block(const LinearBf16Args& args, Range rows, Range tokens,
 
 void linear_bf16(const LinearBf16Args& args, Range rows, std::byte* scratch) {
   const std::int64_t num_tokens = args.x.rows;
-  if (num_tokens <= kTokenTile) return linear_bf16_few<kTokenTile>(args, rows);
+  if (num_tokens <= kDirectTokens) return linear_bf16_few<kDirectTokens>(args, rows);
   for (std::int64_t token = 0; token < num_tokens; token += kTokenBlock) {
     const Range block{token, num_tokens - token < kTokenBlock ? num_tokens : token + kTokenBlock};
     linear_bf16_block(args, rows, block, reinterpret_cast<LinearBf16Scratch*>(scratch));

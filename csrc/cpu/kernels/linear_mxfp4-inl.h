@@ -3,93 +3,16 @@
 // float32 ones. Reads the weights once for every 128 tokens (float32: kFloatTokens), and nothing
 // beyond the matrix.
 //
-// 16 bytes of each row of a tile are transposed so that a lane is a row. Few tokens: products
-// straight from the decoded registers, while the next tile is fetched in order. More: kBlockStep
-// blocks of a pair of tiles are decoded once and multiplied with all groups of tokens.
+// A lane is a row. Few tokens: mxfp4_stream-inl.h. More: kBlockStep blocks of a pair of tiles are
+// decoded once and multiplied with all groups of tokens.
 #pragma once
 
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/int8_product-inl.h"
+#include "cpu/kernels/mxfp4_stream-inl.h"
 
 namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
-
-// The stored bytes of one tile of rows.
-struct MxTile {
-  const std::uint8_t* blocks;
-  const std::uint8_t* scales;
-  std::int64_t num_blocks;  // a row
-
-  GPTOSS_INLINE void load_codes(std::int64_t block, RowBytes (&codes)[4]) const {
-    load_row_dwords(blocks + block * kMxBlockBytes, num_blocks * kMxBlockBytes, codes);
-  }
-};
-
-GPTOSS_INLINE MxTile mx_tile(const MxMatrix& weight, std::int64_t row) {
-  const std::int64_t num_blocks = weight.blocks_per_row();
-  return {weight.blocks + row * num_blocks * kMxBlockBytes, weight.scales + row * num_blocks,
-          num_blocks};
-}
-
-// Scales of blocks [block, block + kBlockStep) to out[kBlockStep][out_stride]; those past the last
-// block are unspecified. Reads 16 bytes a row, the last 16 where fewer are left.
-inline void load_scales(const MxTile& tile, std::int64_t block, float* out,
-                        std::int64_t out_stride) {
-  static_assert(kBlockStep == 16);
-  RowBytes bytes[4];
-  std::int64_t begin = block;
-  if (tile.num_blocks >= kBlockStep) {
-    if (begin > tile.num_blocks - kBlockStep) begin = tile.num_blocks - kBlockStep;
-    load_row_dwords(tile.scales + begin, tile.num_blocks, bytes);
-  } else {
-    std::uint8_t copy[kRowTile * kBlockStep] = {};
-    for (std::int64_t r = 0; r < kRowTile; ++r) {
-      for (std::int64_t b = 0; b < tile.num_blocks; ++b) {
-        copy[r * kBlockStep + b] = tile.scales[r * tile.num_blocks + b];
-      }
-    }
-    load_row_dwords(copy, kBlockStep, bytes);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      const std::int64_t index = begin + 4 * j + k - block;
-      if (index >= 0) store_row_floats(out + index * out_stride, decode_scales(bytes[j], k));
-    }
-  }
-}
-
-// Weights decoded on the fly, one tile.
-struct MxStream {
-  MxTile tile;
-  std::int64_t first_block;
-  const float* scales;            // [kBlockStep][kRowTile], from first_block on
-  const std::uint8_t* next_tile;  // same bytes of the next tile in memory order
-
-  struct Block {
-    RowBytes codes[4];
-    const float* scales;
-
-    GPTOSS_INLINE RowBytes plane(int, int index) const {
-      return decode_nibbles(codes[index / 2], index % 2);
-    }
-    GPTOSS_INLINE RowFloats scale(int) const { return load_row_floats(scales); }
-  };
-  GPTOSS_INLINE Block block(std::int64_t index) const {
-    Block out;
-    tile.load_codes(first_block + index, out.codes);
-    out.scales = scales + index * kRowTile;
-    // Four rows a block, so that four blocks, which are a cache line of each row, fetch them all.
-    const std::int64_t b = first_block + index;
-    const std::uint8_t* ahead = next_tile + b / 4 * 64;
-    for (std::int64_t i = 0; i < kRowTile / 4; ++i) {
-      __builtin_prefetch(ahead + (b % 4 * (kRowTile / 4) + i) * tile.num_blocks * kMxBlockBytes, 0,
-                         2);
-    }
-    return out;
-  }
-};
 
 // Decoded weights: blocks of {float scales [kRowTile], codes [8][kRowTile][4]}.
 struct MxPanel {
@@ -127,14 +50,6 @@ inline void decode_blocks(const MxTile& tile, std::int64_t block, std::int64_t c
   }
 }
 
-struct MxPanelArgs {
-  const LinearMxfp4Args& linear;
-  TokenGroups groups;
-  std::int64_t first;      // of x_rows and out_rows
-  std::int64_t first_row;  // of the weight
-  Int8Scratch scratch;
-};
-
 template <int kTiles>
 inline void finish_mx_panel(const MxPanelArgs& args) {
   for (std::int64_t group = 0; group < args.groups.groups; ++group) {
@@ -150,110 +65,6 @@ inline void finish_mx_panel(const MxPanelArgs& args) {
       }
     }
   }
-}
-
-// One tile of rows for one group of tokens.
-void stream_mx_tile(const MxPanelArgs& args) {
-  const MxTile tile = mx_tile(args.linear.weight, args.first_row);
-  float* acc = args.scratch.acc;
-  clear(acc, args.groups.count * kRowTile);
-  alignas(64) float scales[kBlockStep * kRowTile];
-  for (std::int64_t b = 0; b < tile.num_blocks; b += kBlockStep) {
-    const std::int64_t count = b + kBlockStep < tile.num_blocks ? kBlockStep : tile.num_blocks - b;
-    load_scales(tile, b, scales, kRowTile);
-    const MxStream weights{tile, b, scales,
-                           tile.blocks + kRowTile * tile.num_blocks * kMxBlockBytes};
-    const Int8Tokens tokens{args.scratch.tokens + b * args.groups.count * Int8Tokens::kBlockBytes};
-    multiply<1>(weights, tokens, args.groups.count, count, acc);
-  }
-  finish_mx_panel<1>(args);
-}
-
-// One token's activations in strips, the last of which overlaps the one before it so that nothing
-// is read beyond a row.
-struct StripToken {
-  std::int8_t* x;      // [num_strips][2][kStripBlocks][16]
-  std::int32_t* init;  // [num_strips][kStripBlocks][4]
-  float* scales;       // [num_blocks], halved
-  std::int32_t* dots;  // [kRowTile / 4][num_blocks + kStripBlocks][4 rows]
-};
-
-GPTOSS_INLINE std::int64_t strip_begin(std::int64_t strip, std::int64_t num_blocks) {
-  const std::int64_t begin = strip * kStripBlocks;
-  return begin + kStripBlocks <= num_blocks ? begin : num_blocks - kStripBlocks;
-}
-
-inline StripToken pack_strips(const Int8Activations& x, std::int64_t row, std::byte* scratch) {
-  const std::int64_t num_blocks = x.cols / kMxBlock;
-  const std::int64_t num_strips = (num_blocks + kStripBlocks - 1) / kStripBlocks;
-  // 116 bytes a block and a few: less than a chunk of tokens takes.
-  StripToken out;
-  out.x = reinterpret_cast<std::int8_t*>(scratch);
-  scratch += align_up(num_strips * kStripBlocks * kMxBlock);
-  out.init = reinterpret_cast<std::int32_t*>(scratch);
-  scratch += align_up(num_strips * kStripBlocks * 16);
-  out.scales = reinterpret_cast<float*>(scratch);
-  scratch += align_up(num_blocks * 4);
-  out.dots = reinterpret_cast<std::int32_t*>(scratch);
-  for (std::int64_t b = 0; b < num_blocks; ++b)
-    out.scales[b] = 0.5f * x.scales[row * num_blocks + b];
-  for (std::int64_t strip = 0; strip < num_strips; ++strip) {
-    for (std::int64_t i = 0; i < kStripBlocks; ++i) {
-      const std::int64_t b = row * num_blocks + strip_begin(strip, num_blocks) + i;
-      std::int8_t* to = out.x + strip * kStripBlocks * kMxBlock + i * 16;
-      for (int j = 0; j < 4; ++j) {
-        __builtin_memcpy(to + 4 * j, x.q + b * kMxBlock + 8 * j, 4);
-        __builtin_memcpy(to + kStripBlocks * 16 + 4 * j, x.q + b * kMxBlock + 8 * j + 4, 4);
-      }
-      std::int32_t* init = out.init + (strip * kStripBlocks + i) * 4;
-      init[0] = -kMxfp4Offset * x.sums[b];
-      init[1] = init[2] = init[3] = 0;
-    }
-  }
-  return out;
-}
-
-// Rows fetched ahead to the second-level cache in the order of use: 89 to 95 % of the speed of a
-// plain read loop (Sapphire Rapids, 2880 columns); 75 % in the order of addresses, 58 % with none.
-constexpr std::int64_t kStripsAhead = 8;
-
-// One tile of rows for one token.
-void multiply_strips(const LinearMxfp4Args& args, const StripToken& token, std::int64_t row,
-                     float* out) {
-  const MxTile tile = mx_tile(args.weight, row);
-  const std::int64_t num_blocks = tile.num_blocks;
-  const std::int64_t row_bytes = num_blocks * kMxBlockBytes;
-  const std::int64_t num_strips = (num_blocks + kStripBlocks - 1) / kStripBlocks;
-  const std::int64_t dots_stride = (num_blocks + kStripBlocks) * 4;
-  for (std::int64_t r = 0; r < kRowTile; r += 4) {
-    const std::uint8_t* codes = tile.blocks + r * row_bytes;
-    std::int32_t* dots = token.dots + r / 4 * dots_stride;
-    for (std::int64_t strip = 0; strip < num_strips; ++strip) {
-      const std::int64_t b = strip_begin(strip, num_blocks);
-      for (std::int64_t i = 0; i < 4; ++i) {
-        const std::uint8_t* ahead = codes + i * row_bytes + b * kMxBlockBytes;
-        __builtin_prefetch(ahead + kStripsAhead * row_bytes, 0, 2);
-        __builtin_prefetch(ahead + 4 * kStripBlocks * kMxBlockBytes, 0, 3);
-      }
-      dot_strip(codes + b * kMxBlockBytes, row_bytes, token.x + strip * kStripBlocks * kMxBlock,
-                token.init + strip * kStripBlocks * 4, dots + b * 4);
-    }
-  }
-  RowFloats acc = zero_row_floats();
-  alignas(64) float scales[kBlockStep * kRowTile];
-  static_assert(kBlockStep % kStripBlocks == 0);
-  for (std::int64_t b = 0; b < num_blocks; b += kStripBlocks) {
-    if (b % kBlockStep == 0) load_scales(tile, b, scales, kRowTile);
-    RowInts dot[kStripBlocks];
-    load_strip_dots(token.dots + b * 4, dots_stride, dot);
-#pragma GCC unroll 4
-    for (int i = 0; i < kStripBlocks; ++i) {
-      if (b + i >= num_blocks) break;
-      acc = add_scaled_dot(acc, dot[i], token.scales[b + i],
-                           load_row_floats(scales + (b % kBlockStep + i) * kRowTile));
-    }
-  }
-  store_row_floats(out + row, add_row_floats(acc, load_row_bf16(args.bias + row)));
 }
 
 // kTiles tiles of rows for all groups of a chunk of tokens.
@@ -293,8 +104,9 @@ void linear_mxfp4_int8(const LinearMxfp4Args& args, Range rows, std::byte* scrat
   const Int8Scratch space = cut_scratch(scratch);
   if (args.num_rows == 1 && args.weight.blocks_per_row() >= kStripBlocks) {
     const StripToken token = pack_strips(args.x, args.x_rows[0], space.tokens);
-    for (std::int64_t row = rows.begin; row < rows.end; row += kRowTile) {
-      multiply_strips(args, token, row, args.out.row(args.out_rows[0]));
+    const LaneStreams lanes(rows);
+    for (std::int64_t i = 0; i < lanes.rows; ++i) {
+      multiply_strips(args, token, lanes.begin + i, lanes);
     }
     return;
   }
@@ -304,8 +116,9 @@ void linear_mxfp4_int8(const LinearMxfp4Args& args, Range rows, std::byte* scrat
     pack_int8_tokens(args.x, args.x_rows + first, groups, space.tokens);
     std::int64_t row = rows.begin;
     if (groups.groups == 1) {
-      for (; row < rows.end; row += kRowTile) {
-        stream_mx_tile({args, groups, first, row, space});
+      const LaneStreams lanes(rows);
+      for (std::int64_t i = 0; i < lanes.rows; ++i) {
+        stream_mx_tile({args, groups, first, lanes.begin + i, space}, lanes);
       }
       continue;
     }

@@ -20,6 +20,9 @@ constexpr std::int64_t kRowTile = 8;
 // Tokens of a register block: 6 float and 6 integer accumulators of 16 registers.
 constexpr int kTokenGroup = 6;
 constexpr int kPanelTiles = 1;
+// Up to so many tokens of dense products four or two tiles at a time are streamed from memory.
+constexpr int kFourTileTokens = 1;
+constexpr int kTwoTileTokens = 3;
 constexpr int kFloatTokens = 4;
 constexpr std::int32_t kMxfp4Offset = 12;
 constexpr std::int32_t kInt8Offset = 0;
@@ -162,33 +165,43 @@ GPTOSS_INLINE void dot_mxfp4_block(const Block& block, const std::int8_t* x,
 template <int kTiles, int kTokens, typename Block>
 GPTOSS_INLINE void dot_int8_block(const Block& block, const std::int16_t* x, const std::int32_t*,
                                   std::int64_t stride, RowInts (&dot)[kTiles][kTokens]) {
-  static_assert(kTiles == 1);
 #pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) dot[0][t] = _mm256_setzero_si256();
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+    for (int tile = 0; tile < kTiles; ++tile) dot[tile][t] = _mm256_setzero_si256();
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
-    const auto* bytes = reinterpret_cast<const __m128i*>(block.codes(0) + i * kRowTile * 2);
-    const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
+    __m256i w[kTiles];
+#pragma GCC unroll 4
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const auto* bytes = reinterpret_cast<const __m128i*>(block.codes(tile) + i * kRowTile * 2);
+      w[tile] = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
+    }
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
       std::int32_t pair;
       __builtin_memcpy(&pair, x + t * stride * 32 + i * 2, sizeof pair);
-      const __m256i products = _mm256_madd_epi16(w, _mm256_set1_epi32(pair));
-      dot[0][t] = _mm256_add_epi32(dot[0][t], products);
-      add_in_order(dot[0][t]);
+#pragma GCC unroll 4
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const __m256i products = _mm256_madd_epi16(w[tile], _mm256_set1_epi32(pair));
+        dot[tile][t] = _mm256_add_epi32(dot[tile][t], products);
+        add_in_order(dot[tile][t]);
+      }
     }
   }
 }
 
-// One token: four rows at a time are read in memory order, a vector holding kStripBlocks blocks of
-// a row, and the four partial sums of each block are added up across lanes.
+// One token: a vector holds kStripBlocks blocks of a row. Four rows share one vector of dots, whose
+// partial sums of each block are added up across lanes.
 constexpr std::int64_t kStripBlocks = 2;
+using StripDots = __m256i;  // [kStripBlocks][4 rows]
 
-// Exact products of a strip of blocks of four rows. x: [2][kStripBlocks][16], the elements of low
-// nibbles, then of high ones; init: [kStripBlocks][4], -offset * sum(x), 0, 0, 0 for each block.
-// out: [kStripBlocks][4 rows]. Two pairs are at most 2 * 6096, which int16 holds.
-GPTOSS_INLINE void dot_strip(const std::uint8_t* codes, std::int64_t stride, const std::int8_t* x,
-                             const std::int32_t* init, std::int32_t* out) {
+// Exact products of a strip of blocks of four rows, `stride` bytes apart. x: [2][kStripBlocks][16],
+// the elements of low nibbles, then of high ones; init: [kStripBlocks][4], -offset * sum(x), 0, 0,
+// 0 for each block. Two pairs are at most 2 * 6096, which int16 holds.
+GPTOSS_INLINE StripDots dot_strip(const std::uint8_t* codes, std::int64_t stride,
+                                  const std::int8_t* x, const std::int32_t* init) {
   const __m256i start = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(init));
   const __m256i x_low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   const __m256i x_high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 32));
@@ -204,17 +217,14 @@ GPTOSS_INLINE void dot_strip(const std::uint8_t* codes, std::int64_t stride, con
                                      _mm256_unpackhi_epi32(dot[0], dot[1]));
   const __m256i b = _mm256_add_epi32(_mm256_unpacklo_epi32(dot[2], dot[3]),
                                      _mm256_unpackhi_epi32(dot[2], dot[3]));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                      _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)));
+  return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
 }
 
-// dots: [kRowTile / 4][stride] of what dot_strip wrote; out[i]: block i of every row.
-GPTOSS_INLINE void load_strip_dots(const std::int32_t* dots, std::int64_t stride,
-                                   RowInts (&out)[kStripBlocks]) {
-  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(dots));
-  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(dots + stride));
-  out[0] = _mm256_permute2x128_si256(low, high, 0x20);
-  out[1] = _mm256_permute2x128_si256(low, high, 0x31);
+// dots: of the rows of a tile, four a vector; out[i]: block i of every row.
+GPTOSS_INLINE void dots_by_block(const StripDots (&dots)[kRowTile / 4],
+                                 RowInts (&out)[kStripBlocks]) {
+  out[0] = _mm256_permute2x128_si256(dots[0], dots[1], 0x20);
+  out[1] = _mm256_permute2x128_si256(dots[0], dots[1], 0x31);
 }
 
 // 32 values of a row, to be quantised.

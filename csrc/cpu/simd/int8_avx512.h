@@ -24,6 +24,9 @@ constexpr std::int64_t kRowTile = 16;
 // tokens share a weight load and two tiles share an activation broadcast.
 constexpr int kTokenGroup = 6;
 constexpr int kPanelTiles = 2;
+// Up to so many tokens of dense products four or two tiles at a time are streamed from memory.
+constexpr int kFourTileTokens = 2;
+constexpr int kTwoTileTokens = 6;
 constexpr int kFloatTokens = 8;  // the same for float32 products: 8 block sums, 8 accumulators
 constexpr std::int32_t kMxfp4Offset = 12;
 constexpr std::int32_t kInt8Offset = 128;
@@ -130,19 +133,19 @@ GPTOSS_INLINE void dot_mxfp4_block(const Block& block, const std::int8_t* x,
                                    const std::int32_t* init, RowInts (&dot)[kTiles][kTokens]) {
 #pragma GCC unroll 16
   for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int tile = 0; tile < kTiles; ++tile) dot[tile][t] = _mm512_set1_epi32(init[t]);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     RowBytes w[kTiles];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int tile = 0; tile < kTiles; ++tile) w[tile] = block.plane(tile, i);
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) {
       std::int32_t quad;
       __builtin_memcpy(&quad, x + t * 32 + i * 4, sizeof quad);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int tile = 0; tile < kTiles; ++tile) {
         dot[tile][t] = _mm512_dpbusd_epi32(dot[tile][t], w[tile], _mm512_set1_epi32(quad));
       }
@@ -162,23 +165,23 @@ GPTOSS_INLINE void dot_int8_block(const Block& block, const std::int16_t* x,
                                   RowInts (&dot)[kTiles][kTokens]) {
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int tile = 0; tile < kTiles; ++tile) {
       dot[tile][t] = _mm512_set1_epi32(-sums[t * stride]);
     }
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       RowBytes w[kTiles];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int tile = 0; tile < kTiles; ++tile) w[tile] = block.plane(tile, i);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
         std::int32_t quad;
         __builtin_memcpy(&quad, x + t * stride * 32 + half * 16 + i * 2, sizeof quad);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int tile = 0; tile < kTiles; ++tile) {
           dot[tile][t] = _mm512_dpbusd_epi32(dot[tile][t], w[tile], _mm512_set1_epi32(quad));
         }
@@ -189,7 +192,7 @@ GPTOSS_INLINE void dot_int8_block(const Block& block, const std::int16_t* x,
     if constexpr (kTiles > 1) asm("" ::: "memory");
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int tile = 0; tile < kTiles; ++tile) {
         dot[tile][t] = _mm512_slli_epi32(dot[tile][t], 7);
       }
@@ -197,15 +200,16 @@ GPTOSS_INLINE void dot_int8_block(const Block& block, const std::int16_t* x,
   }
 }
 
-// One token: four rows at a time are read in memory order, a vector holding kStripBlocks blocks of
-// a row, and the four partial sums of each block are added up across lanes.
+// One token: a vector holds kStripBlocks blocks of a row. Four rows share one vector of dots, whose
+// partial sums of each block are added up across lanes.
 constexpr std::int64_t kStripBlocks = 4;
+using StripDots = __m512i;  // [kStripBlocks][4 rows]
 
-// Exact products of a strip of blocks of four rows. x: [2][kStripBlocks][16], the elements of low
-// nibbles, then of high ones; init: [kStripBlocks][4], -offset * sum(x), 0, 0, 0 for each block.
-// out: [kStripBlocks][4 rows].
-GPTOSS_INLINE void dot_strip(const std::uint8_t* codes, std::int64_t stride, const std::int8_t* x,
-                             const std::int32_t* init, std::int32_t* out) {
+// Exact products of a strip of blocks of four rows, `stride` bytes apart. x: [2][kStripBlocks][16],
+// the elements of low nibbles, then of high ones; init: [kStripBlocks][4], -offset * sum(x), 0, 0,
+// 0 for each block.
+GPTOSS_INLINE StripDots dot_strip(const std::uint8_t* codes, std::int64_t stride,
+                                  const std::int8_t* x, const std::int32_t* init) {
   const __m512i start = _mm512_loadu_si512(init);
   const __m512i x_low = _mm512_loadu_si512(x);
   const __m512i x_high = _mm512_loadu_si512(x + 64);
@@ -220,21 +224,16 @@ GPTOSS_INLINE void dot_strip(const std::uint8_t* codes, std::int64_t stride, con
                                      _mm512_unpackhi_epi32(dot[0], dot[1]));
   const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(dot[2], dot[3]),
                                      _mm512_unpackhi_epi32(dot[2], dot[3]));
-  _mm512_storeu_si512(out,
-                      _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)));
+  return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
-// dots: [kRowTile / 4][stride] of what dot_strip wrote; out[i]: block i of every row.
-GPTOSS_INLINE void load_strip_dots(const std::int32_t* dots, std::int64_t stride,
-                                   RowInts (&out)[kStripBlocks]) {
-  const __m512i r0 = _mm512_loadu_si512(dots);
-  const __m512i r1 = _mm512_loadu_si512(dots + stride);
-  const __m512i r2 = _mm512_loadu_si512(dots + 2 * stride);
-  const __m512i r3 = _mm512_loadu_si512(dots + 3 * stride);
-  const __m512i a = _mm512_shuffle_i32x4(r0, r1, 0x44);
-  const __m512i b = _mm512_shuffle_i32x4(r2, r3, 0x44);
-  const __m512i c = _mm512_shuffle_i32x4(r0, r1, 0xee);
-  const __m512i d = _mm512_shuffle_i32x4(r2, r3, 0xee);
+// dots: of the rows of a tile, four a vector; out[i]: block i of every row.
+GPTOSS_INLINE void dots_by_block(const StripDots (&dots)[kRowTile / 4],
+                                 RowInts (&out)[kStripBlocks]) {
+  const __m512i a = _mm512_shuffle_i32x4(dots[0], dots[1], 0x44);
+  const __m512i b = _mm512_shuffle_i32x4(dots[2], dots[3], 0x44);
+  const __m512i c = _mm512_shuffle_i32x4(dots[0], dots[1], 0xee);
+  const __m512i d = _mm512_shuffle_i32x4(dots[2], dots[3], 0xee);
   out[0] = _mm512_shuffle_i32x4(a, b, 0x88);
   out[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
   out[2] = _mm512_shuffle_i32x4(c, d, 0x88);
@@ -263,7 +262,7 @@ GPTOSS_INLINE std::uint32_t max_magnitude_bits(const FloatBlock& block) {
 GPTOSS_INLINE std::int32_t quantize_block(const FloatBlock& block, float scale, std::int8_t* q) {
   const __m512 divisor = _mm512_set1_ps(scale);
   __m128i half[2];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int i = 0; i < 2; ++i) {
     const __m512i rounded = _mm512_cvtps_epi32(_mm512_div_ps(block.v[i], divisor));
     half[i] = _mm512_cvtsepi32_epi8(_mm512_max_epi32(rounded, _mm512_set1_epi32(-127)));
@@ -284,7 +283,7 @@ GPTOSS_INLINE std::int32_t quantize_int15_block(const FloatBlock& block, float s
   const __m512 divisor = _mm512_set1_ps(scale);
   auto* bytes = reinterpret_cast<std::int8_t*>(out);
   __m512i sum = _mm512_setzero_si512();
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int i = 0; i < 2; ++i) {
     __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(block.v[i], divisor));
     code = _mm512_min_epi32(code, _mm512_set1_epi32(kInt15Max));

@@ -17,6 +17,8 @@ namespace {
 constexpr std::int64_t kRowTile = 8;
 constexpr int kTokenGroup = 4;
 constexpr int kPanelTiles = 1;
+constexpr int kFourTileTokens = 0;
+constexpr int kTwoTileTokens = 0;
 constexpr int kFloatTokens = 4;
 constexpr std::int32_t kMxfp4Offset = 0;
 constexpr std::int32_t kInt8Offset = 0;
@@ -169,27 +171,32 @@ GPTOSS_INLINE void dot_int8_block(const Block& block, const std::int16_t* x, con
   }
 }
 
-// One token: four rows at a time are read in memory order, one block a strip.
+// One token: a strip is one block of a row; four rows share their dots.
 constexpr std::int64_t kStripBlocks = 1;
+struct StripDots {
+  std::int32_t v[4];  // [4 rows]
+};
 
-// Exact products of a block of four rows. x: [2][16], the elements of low nibbles, then of high
-// ones; init: [4], of which the first is added. out: [4 rows].
-GPTOSS_INLINE void dot_strip(const std::uint8_t* codes, std::int64_t stride, const std::int8_t* x,
-                             const std::int32_t* init, std::int32_t* out) {
+// Exact products of a block of four rows, `stride` bytes apart. x: [2][16], the elements of low
+// nibbles, then of high ones; init: [4], of which the first is added.
+GPTOSS_INLINE StripDots dot_strip(const std::uint8_t* codes, std::int64_t stride,
+                                  const std::int8_t* x, const std::int32_t* init) {
+  StripDots out;
   for (int r = 0; r < 4; ++r) {
     std::int32_t sum = init[0];
     for (int i = 0; i < 16; ++i) {
       const std::uint8_t code = codes[r * stride + i];
       sum += kE2m1Doubled[code & 15] * x[i] + kE2m1Doubled[code >> 4] * x[16 + i];
     }
-    out[r] = sum;
+    out.v[r] = sum;
   }
+  return out;
 }
 
-// dots: [kRowTile / 4][stride] of what dot_strip wrote; out[0]: the block of every row.
-GPTOSS_INLINE void load_strip_dots(const std::int32_t* dots, std::int64_t stride,
-                                   RowInts (&out)[kStripBlocks]) {
-  for (int r = 0; r < kRowTile; ++r) out[0].v[r] = dots[r / 4 * stride + r % 4];
+// dots: of the rows of a tile, four at a time; out[0]: the block of every row.
+GPTOSS_INLINE void dots_by_block(const StripDots (&dots)[kRowTile / 4],
+                                 RowInts (&out)[kStripBlocks]) {
+  for (int r = 0; r < kRowTile; ++r) out[0].v[r] = dots[r / 4].v[r % 4];
 }
 
 // 32 values of a row, to be quantised.
