@@ -1,7 +1,7 @@
 """llama.cpp and this package on the same weights, in turn, in one run.
 
     python benchmarks/peers_cpu.py prepare CHECKPOINT WORK      # converts, checks that logits agree
-    python benchmarks/peers_cpu.py time WORK --only prefill512 --threads 2 --json FILE
+    python benchmarks/peers_cpu.py time WORK --only prefill512 generate0 --threads 2 --json FILE
     python benchmarks/peers_cpu.py report FILE
 
 CHECKPOINT is what ``gpt-oss-native synthesize --preset 20b`` wrote, WORK a directory with 25 GB
@@ -11,7 +11,7 @@ llama-cpp-python compiled there with CMAKE_ARGS=-DGGML_NATIVE=ON.
 With 10 layers (20b shapes) both models are loaded, and each repeat measures the read bandwidth, the
 engine and the peer, one after another. With 24 layers one of them runs at a time (``--who``): both
 do not fit a machine of 24 GB. Files are read before anything is timed, and a line during which
-pages came from the disk says so. One slice takes one to two minutes; all append to one file.
+pages came from the disk says so. A call takes one to two minutes; all append to one file.
 
 ik_llama.cpp, the fastest engine known for this model on a CPU, is not on the package registry and
 is not compared with.
@@ -49,10 +49,11 @@ GENERATED = 32
 _TOUCHING = 128  # tokens, which choose every expert of every layer
 
 
-class Slice:
-    """What one call of ``time`` measures, and the lines it makes."""
+class Slice(ExitStack):
+    """What one call of ``time`` measures, and the lines it makes. Closing it ends the processes."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__()
         self.work: Path = arguments.work
         self.layers: int = arguments.layers
         self.threads: int = arguments.threads
@@ -62,6 +63,9 @@ class Slice:
         self.python: str = arguments.peer_python
         self.tokens = np.random.default_rng(7).integers(0, VOCAB, CONTEXT).tolist()
         self.lines: list[Line] = []
+        self._meter: Worker | None = None
+        self._workers: list[Worker] = []
+        self._engines: dict[str, str] = {}
 
     def path(self, who: str) -> Path:
         """What a contestant loads."""
@@ -121,16 +125,12 @@ class Slice:
             seconds: float = worker.call("prefill", tokens=self.tokens[:count])["seconds"]
             return seconds / count
 
-        def warm_up(worker: Worker) -> None:
-            worker.call("prefill", tokens=self.tokens[-_TOUCHING:])
-
-        self._in_turn(f"prefill {count}", run, warm_up=warm_up)
+        self._in_turn(f"prefill {count}", run)
 
     def generate(self, depth: int) -> None:
         """Greedy tokens one by one, after so many; seconds a token."""
 
         def fill(worker: Worker) -> None:
-            worker.call("prefill", tokens=self.tokens[-_TOUCHING:])
             worker.call("reset")
             if depth and self.state(worker).exists():
                 worker.call("restore", path=str(self.state(worker)))
@@ -150,48 +150,57 @@ class Slice:
         op: str,
         run: Callable[[Worker], float],
         *,
-        warm_up: Callable[[Worker], object],
+        warm_up: Callable[[Worker], object] = lambda worker: None,
         position: int | None = None,
     ) -> None:
-        with ExitStack() as stack:
-            meter = stack.enter_context(self.start("engine"))
-            workers = [stack.enter_context(self.start(who)) for who in self.who]
-            engines: dict[str, str] = {}
-            for worker in workers:
+        """The bandwidth and every contestant, one after another, so many times."""
+        meter, workers = self._contestants()
+        for worker in workers:
+            warm_up(worker)
+        seconds: dict[str, list[float]] = {worker.who: [] for worker in workers}
+        faults = {worker.who: -worker.use().major_faults for worker in workers}
+        everyone = [meter, *workers]
+        others = OthersWatch(lambda: sum(one.use().cpu_seconds for one in everyone))
+        bandwidths = []
+        for repeat in range(self.repeats):
+            answer = meter.call("bandwidth", threads=self.threads)
+            bandwidths.append(answer["bytes_per_second"])
+            for worker in workers if repeat % 2 == 0 else reversed(workers):
+                seconds[worker.who].append(run(worker))
+        busy = others.cpus()
+        for worker in workers:
+            use = worker.use()
+            num_bytes = None
+            if worker.who == "engine" and position is not None:
+                answer = worker.call("token_bytes", dense=self.dense, position=position)
+                num_bytes = answer["bytes"]
+            self.add(
+                op,
+                worker,
+                self._engines[worker.who],
+                seconds[worker.who],
+                bandwidths=bandwidths,
+                num_bytes=num_bytes,
+                others=busy,
+                private=use.private,
+                file=use.file,
+                major_faults=faults[worker.who] + use.major_faults,
+            )
+
+    def _contestants(self) -> tuple[Worker, list[Worker]]:
+        """A process that measures the bandwidth, and those that run the model: loaded, every expert
+        touched, files in the page cache. Started once."""
+        if self._meter is None:
+            self._meter = self.enter_context(self.start("engine"))
+            for who in self.who:
+                read_files(self.files(who))
+                worker = self.enter_context(self.start(who))
+                self._engines[who] = self.load(worker)["engine"]
+                worker.call("prefill", tokens=self.tokens[-_TOUCHING:])
+                self._workers.append(worker)
+            for worker in reversed(self._workers):  # what the other's loading may have pushed out
                 read_files(self.files(worker.who))
-                engines[worker.who] = self.load(worker)["engine"]
-                warm_up(worker)
-            for worker in reversed(workers):  # what the other's loading may have pushed out
-                read_files(self.files(worker.who))
-            seconds: dict[str, list[float]] = {worker.who: [] for worker in workers}
-            faults = {worker.who: -worker.use().major_faults for worker in workers}
-            everyone = [meter, *workers]
-            others = OthersWatch(lambda: sum(one.use().cpu_seconds for one in everyone))
-            bandwidths = []
-            for repeat in range(self.repeats):
-                answer = meter.call("bandwidth", threads=self.threads)
-                bandwidths.append(answer["bytes_per_second"])
-                for worker in workers if repeat % 2 == 0 else reversed(workers):
-                    seconds[worker.who].append(run(worker))
-            busy = others.cpus()
-            for worker in workers:
-                memory = worker.use()
-                num_bytes = None
-                if worker.who == "engine" and position is not None:
-                    answer = worker.call("token_bytes", dense=self.dense, position=position)
-                    num_bytes = answer["bytes"]
-                self.add(
-                    op,
-                    worker,
-                    engines[worker.who],
-                    seconds[worker.who],
-                    bandwidths=bandwidths,
-                    num_bytes=num_bytes,
-                    others=busy,
-                    private=memory.private,
-                    file=memory.file,
-                    major_faults=faults[worker.who] + memory.major_faults,
-                )
+        return self._meter, self._workers
 
     def load_times(self) -> None:
         """From the call to a model that is ready, in a fresh process, files in the page cache."""
@@ -257,20 +266,27 @@ def time_slice(arguments: argparse.Namespace) -> int:
     """``time``; returns the exit code, 1 where pages came from the disk."""
     if arguments.layers == WHOLE and len(arguments.who) > 1:
         raise SystemExit("24 layers: one at a time, --who engine or --who llama")
-    measured = Slice(arguments)
-    SLICES[arguments.only](measured)
     head = header(describe_machine(), {"engine": "", "threads": arguments.threads})
-    write_lines(arguments.json, head, measured.lines)
     faults = 0
-    for line in measured.lines:
-        faults += line.extra["major_faults"]
-        rates = " ".join(f"{seconds:.4f}" for seconds in line.seconds)
-        sys.stdout.write(
-            f"{line.op}, {line.threads} threads, {line.engine[:60]}: median {line.median:.4f} s "
-            f"({rates}), {1 / line.median:.1f}/s, {line.extra['major_faults']} major faults, "
-            f"others {line.others or 0:.2f} CPUs, read {(line.read_peak or 0) / 1e9:.1f} GB/s\n"
-        )
+    with Slice(arguments) as measured:
+        for name in arguments.only:  # written as they come: a call may be cut short
+            measured.lines.clear()
+            SLICES[name](measured)
+            write_lines(arguments.json, head, measured.lines)
+            for line in measured.lines:
+                faults += line.extra["major_faults"]
+                sys.stdout.write(_words(line))
+                sys.stdout.flush()
     return 1 if faults else 0
+
+
+def _words(line: Line) -> str:
+    rates = " ".join(f"{seconds:.4f}" for seconds in line.seconds)
+    return (
+        f"{line.op}, {line.threads} threads, {line.extra['who']}: median {line.median:.4f} s "
+        f"({rates}), {1 / line.median:.1f}/s, {line.extra['major_faults']} major faults, "
+        f"others {line.others or 0:.2f} CPUs, read {(line.read_peak or 0) / 1e9:.1f} GB/s\n"
+    )
 
 
 # --- preparing ------------------------------------------------------------------------------------
@@ -339,7 +355,7 @@ def main() -> int:
     command.set_defaults(run=prepare)
     timed = commands.add_parser("time")
     timed.add_argument("work", type=Path)
-    timed.add_argument("--only", required=True, choices=SLICES)
+    timed.add_argument("--only", required=True, nargs="+", choices=SLICES)
     timed.add_argument("--threads", type=int, default=2)
     timed.add_argument("--layers", type=int, default=SMALL, choices=(SMALL, WHOLE))
     timed.add_argument("--dense", default="int8", choices=("int8", "bf16"))
