@@ -72,7 +72,10 @@ class OpTable {
 
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rms_norm(const RmsNormArgs& args) = 0;
+  // With activations as the device likes them, float32 or bf16; and with float32 ones, as routers
+  // and precision="float32" want them.
   virtual void linear_bf16(const LinearBf16Args& args) = 0;
+  virtual void linear_bf16_float32(const LinearBf16Args& args) { linear_bf16(args); }
   // The same product with weights repacked to int8 first, as dense="int8" does at load, and x
   // quantised to 15 bits.
   virtual void linear_int8(const LinearBf16Args& args) = 0;
@@ -94,5 +97,7 @@ class OpTable {
 
 // num_threads 0: default_num_threads().
 std::unique_ptr<OpTable> make_cpu_ops(std::optional<Isa> isa, int num_threads);
+// Arrays may lie in host or device memory. Throws DeviceError when there is no usable device.
+std::unique_ptr<OpTable> make_cuda_ops(int device_index);
 
 }  // namespace gptoss

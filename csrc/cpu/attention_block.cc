@@ -24,7 +24,9 @@ void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& st
   step.zone.next("qkv");
   const std::int64_t q_rows = dense.q.rows();
   const std::int64_t k_rows = dense.k.rows();
-  for_rows(worker, counter(layer, kQkv), step.redundant(), q_rows + 2 * k_rows, [&](Range rows) {
+  const std::int64_t num_rows = q_rows + 2 * k_rows;
+  const std::int64_t grain = dense_unit_rows(num_rows);
+  for_rows(worker, counter(layer, kQkv), step.redundant(), num_rows, grain, [&](Range rows) {
     const auto part = [&](const DenseMatrix& matrix, std::int64_t first, MatrixView<float> out) {
       const Range own = intersect(rows, {first, first + matrix.rows()});
       linear(kernels_, matrix, x, Epilogue::kStore, out, {own.begin - first, own.end - first},
@@ -73,10 +75,11 @@ void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& st
       worker.barrier();
     }
   }
-  for_rows(worker, counter(layer, kOut), step.redundant(), config_.hidden_size, [&](Range rows) {
-    linear(kernels_, dense.out, space_.attention.activations(), Epilogue::kAdd, space_.residual,
-           rows, step.space.kernel_scratch.as<std::byte>());
-  });
+  for_rows(worker, counter(layer, kOut), step.redundant(), config_.hidden_size,
+           dense_unit_rows(config_.hidden_size), [&](Range rows) {
+             linear(kernels_, dense.out, space_.attention.activations(), Epilogue::kAdd,
+                    space_.residual, rows, step.space.kernel_scratch.as<std::byte>());
+           });
   worker.barrier();
 }
 

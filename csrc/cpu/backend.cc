@@ -24,8 +24,8 @@ void CpuBackend::forward(const Batch& batch) {
 
 void CpuBackend::prepare(const Batch& batch) {
   const std::int64_t num_tokens = batch.num_tokens();
-  space_.ensure(config_, kernels_, {expert_forms().int8, dense_forms().int15}, pool_.num_threads(),
-                num_tokens, batch.num_logit_rows());
+  space_.ensure(config_, kernels_, dense_forms(), expert_forms(), expert_unit_rows(),
+                pool_.num_threads(), num_tokens, batch.num_logit_rows());
   attention_plan_.build(batch, plan_, storage_, config_.num_heads, pool_.num_threads());
   for (WorkCounter& counter : counters_) counter.reset();
   logit_rows_.clear();
@@ -68,12 +68,12 @@ Activations CpuBackend::normalised(const bf16* scale, ActivationForms wanted, St
   return buffer.first_rows(step.num_tokens);  // a private buffer may be larger
 }
 
-void CpuBackend::quantise(const ActivationBuffer& buffer, ActivationForms wanted,
-                          Range rows) const {
+void CpuBackend::quantise(const ActivationBuffer& buffer, ActivationForms wanted, Range rows,
+                          Range blocks) const {
   const Activations x = buffer.activations();
-  const Range blocks{0, x.values.cols / kMxBlock};
   if (wanted.int8) kernels_.quantize_int8({x.values, x.int8}, rows, blocks);
   if (wanted.int15) kernels_.quantize_int15({x.values, x.int15}, rows, blocks);
+  if (wanted.bf16) kernels_.quantize_bf16({x.values, x.bf16}, rows, blocks);
 }
 
 void CpuBackend::logits(const Batch& batch, Step& step) {
@@ -95,7 +95,7 @@ void CpuBackend::logits(const Batch& batch, Step& step) {
   step.zone.next("unembedding");
   const MatrixView<float> out = matrix(batch.logits, num_rows, config_.vocab_size);
   for_rows(worker, counters_.back(), num_rows <= kRedundantTokens, config_.vocab_size,
-           [&](Range rows) {
+           dense_unit_rows(config_.vocab_size), [&](Range rows) {
              linear(kernels_, dense_.unembedding, norm.activations(), Epilogue::kStore, out, rows,
                     step.space.kernel_scratch.as<std::byte>());
            });

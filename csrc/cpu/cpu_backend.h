@@ -3,6 +3,7 @@
 // moe_block.cc the two halves of a layer.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "backend/backend.h"
@@ -37,7 +38,7 @@ class CpuBackend final : public Backend {
         plan_(config, float32_ ? KvDtype::kFloat32 : KvDtype::kBf16),
         storage_(plan_),
         yarn_(config),
-        dense_(weights_, options.dense == DenseFormat::kInt8, kernels_, pool_),
+        dense_(weights_, options.dense == DenseFormat::kInt8, float32_, kernels_, pool_),
         int8_dense_(options.dense == DenseFormat::kInt8),
         counters_(static_cast<std::size_t>(config.num_layers) * kNumCounters + 1) {}
 
@@ -91,10 +92,31 @@ class CpuBackend final : public Backend {
   void logits(const Batch& batch, Step& step);
   const Routing& route(const Batch& batch, std::size_t layer, Step& step);
   Activations normalised(const bf16* scale, ActivationForms wanted, Step& step);
-  void quantise(const ActivationBuffer& buffer, ActivationForms wanted, Range rows) const;
+  void quantise(const ActivationBuffer& buffer, ActivationForms wanted, Range rows) const {
+    quantise(buffer, wanted, rows, {0, buffer.values().cols / kMxBlock});
+  }
+  void quantise(const ActivationBuffer& buffer, ActivationForms wanted, Range rows,
+                Range blocks) const;
   // What expert products and dense ones want.
-  ActivationForms expert_forms() const { return {.int8 = !float32_}; }
-  ActivationForms dense_forms() const { return {.int15 = int8_dense_}; }
+  ActivationForms expert_forms() const {
+    return float32_ ? ActivationForms{} : kernels_.expert_forms;
+  }
+  ActivationForms dense_forms() const {
+    return int8_dense_ ? kernels_.int8_forms : ActivationForms{};
+  }
+  // Rows of a product that a thread takes at a time where tokens are many: as many as the kernels
+  // like, if every thread then takes some eight times.
+  std::int64_t unit_rows(std::int64_t total, std::int64_t least, std::int64_t most) const {
+    const std::int64_t share = total / (8 * pool_.num_threads()) / kRowGrain * kRowGrain;
+    return std::clamp(share, least, most);
+  }
+  std::int64_t dense_unit_rows(std::int64_t num_rows) const {
+    return unit_rows(num_rows, kRowGrain, kernels_.dense_unit_rows);
+  }
+  std::int64_t expert_unit_rows() const {
+    return unit_rows(config_.num_experts * 2 * config_.intermediate_size, kExpertUnitRowsMin,
+                     kernels_.expert_unit_rows);
+  }
 
   const ModelConfig& config_;
   const Weights& weights_;
@@ -124,17 +146,17 @@ struct CpuBackend::Step {
 };
 
 // Takes rows of a product: an equal share where tokens are few and every thread streams its part of
-// the weights once, pieces from a counter otherwise.
+// the weights once, pieces of `grain` from a counter otherwise.
 template <typename Body>
 void for_rows(Worker& worker, WorkCounter& counter, bool few_tokens, std::int64_t num_rows,
-              Body&& body) {
+              std::int64_t grain, Body&& body) {
   if (few_tokens) {
     const Range rows = worker.share(num_rows, kRowGrain);
     if (rows.size() > 0) body(rows);
     return;
   }
   for (;;) {
-    const Range rows = counter.take(num_rows, kRowGrain);
+    const Range rows = counter.take(num_rows, grain);
     if (rows.size() == 0) return;
     body(rows);
   }

@@ -13,18 +13,21 @@ struct Placement {
 
 }  // namespace
 
-DenseWeights::DenseWeights(const Weights& weights, bool int8, const KernelTable& kernels,
-                           ThreadPool& pool) {
+DenseWeights::DenseWeights(const Weights& weights, bool int8, bool float32,
+                           const KernelTable& kernels, ThreadPool& pool) {
   for (const LayerWeights& w : weights.layers) {
     DenseLayer layer;
     layer.q = {.bf16_weight = w.q_weight, .bias = w.q_bias};
     layer.k = {.bf16_weight = w.k_weight, .bias = w.k_bias};
     layer.v = {.bf16_weight = w.v_weight, .bias = w.v_bias};
     layer.out = {.bf16_weight = w.out_weight, .bias = w.out_bias};
-    layer.router = {.bf16_weight = w.router_weight, .bias = w.router_bias};
+    layer.router = {.bf16_weight = w.router_weight, .bias = w.router_bias, .wants_float32 = true};
+    for (DenseMatrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.out}) {
+      matrix->wants_float32 = float32;
+    }
     layers.push_back(layer);
   }
-  unembedding = {.bf16_weight = weights.unembedding};
+  unembedding = {.bf16_weight = weights.unembedding, .wants_float32 = float32};
   if (!int8) return;
 
   std::vector<Placement> placements;
@@ -63,10 +66,12 @@ void linear(const KernelTable& kernels, const DenseMatrix& weight, const Activat
             Epilogue epilogue, MatrixView<float> out, Range rows, std::byte* scratch) {
   if (rows.size() == 0) return;
   if (weight.is_int8()) {
-    kernels.linear_int8({x.int15, weight.int8_weight, weight.bias, epilogue, out}, rows, scratch);
-  } else {
-    kernels.linear_bf16({x.values, weight.bf16_weight, weight.bias, epilogue, out}, rows, scratch);
+    kernels.linear_int8({x.int15, x.bf16, weight.int8_weight, weight.bias, epilogue, out}, rows,
+                        scratch);
+    return;
   }
+  const auto product = weight.wants_float32 ? kernels.linear_bf16_float32 : kernels.linear_bf16;
+  product({x.values, weight.bf16_weight, weight.bias, epilogue, out}, rows, scratch);
 }
 
 }  // namespace gptoss::cpu

@@ -17,6 +17,7 @@ struct DenseMatrix {
   MatrixView<const bf16> bf16_weight;  // [rows][cols], always there
   PackedInt8 int8_weight{};            // data null: use bf16_weight
   const bf16* bias = nullptr;          // [rows] or null
+  bool wants_float32 = false;          // activations: the router's, which decide
 
   std::int64_t rows() const { return bf16_weight.rows; }
   bool is_int8() const { return int8_weight.data != nullptr; }
@@ -27,6 +28,7 @@ struct Activations {
   MatrixView<const float> values;
   Int8Activations int8{};
   Int15Activations int15{};
+  Bf16Activations bf16{};
 };
 
 struct DenseLayer {
@@ -38,7 +40,9 @@ struct DenseWeights {
   DenseMatrix unembedding;
   AlignedBuffer packed;  // memory of all int8 matrices
 
-  DenseWeights(const Weights& weights, bool int8, const KernelTable& kernels, ThreadPool& pool);
+  // `float32`: every product keeps its activations so.
+  DenseWeights(const Weights& weights, bool int8, bool float32, const KernelTable& kernels,
+               ThreadPool& pool);
 };
 
 // Rows `rows` of out = x * weight^T + bias, or the sum onto out.

@@ -42,6 +42,27 @@ struct Int15Activations {
   std::int64_t cols = 0;
 };
 
+// Activations on AMX: values of at most eight significant bits, which bf16 holds, that within a
+// block of 32 are multiples of its scale, a power of two: value = code * scale, code within +-4096.
+// Sums of a block's products with integers are then exact in float32, in any order, and the tiles
+// agree with integer products of the codes' two signed bytes, code = 128 * high + low.
+struct Bf16Activations {
+  bf16* values = nullptr;         // [rows][cols]; NaN in blocks that are not finite
+  std::int8_t* bytes = nullptr;   // [rows][high, low][even, odd columns][cols / 2]
+  float* scales = nullptr;        // [rows][cols / 32]; 0 for zeros, NaN where not finite
+  std::int32_t* sums = nullptr;   // [rows][cols / 32], sum of the codes of the block
+  std::int16_t* codes = nullptr;  // [rows][cols], as in Int15Activations
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+};
+
+// The forms besides float32 that products want activations in.
+struct ActivationForms {
+  bool int8 = false;
+  bool int15 = false;
+  bool bf16 = false;
+};
+
 struct QuantizeInt8Args {
   MatrixView<const float> x;  // [rows][cols], cols a multiple of 32
   Int8Activations out;
@@ -50,6 +71,11 @@ struct QuantizeInt8Args {
 struct QuantizeInt15Args {
   MatrixView<const float> x;  // [rows][cols], cols a multiple of 32
   Int15Activations out;
+};
+
+struct QuantizeBf16Args {
+  MatrixView<const float> x;  // [rows][cols], cols a multiple of 32
+  Bf16Activations out;
 };
 
 // Dense weights repacked at load to 8.5 bits: tiles of `row_tile` rows; a tile is its blocks one
@@ -61,7 +87,8 @@ struct PackedInt8 {
 };
 
 struct LinearInt8Args {
-  Int15Activations x;  // [num_tokens][cols]
+  Int15Activations x;      // [num_tokens][cols]
+  Bf16Activations x_bf16;  // where the ISA wants them in this form
   PackedInt8 weight;
   const bf16* bias;  // [rows] or null
   Epilogue epilogue;
@@ -70,7 +97,8 @@ struct LinearInt8Args {
 
 // One expert's matrix times some rows of the activations, gathered and scattered by index.
 struct LinearMxfp4Args {
-  Int8Activations x;                // int8 products; x.q null for float32 products
+  Int8Activations x;                // int8 products; x.q null for others
+  Bf16Activations x_bf16;           // int8 products, where the ISA wants them in this form
   MatrixView<const float> x_float;  // float32 products
   MxMatrix weight;                  // rows a multiple of 32
   const bf16* bias;                 // [weight.rows]
@@ -118,14 +146,25 @@ struct KernelTable {
   // Rows of one packed int8 tile; ranges of rows given to linear_int8 and linear_mxfp4 begin at
   // multiples of it.
   std::int64_t row_tile;
+  // Rows a thread takes at a time, at most, where tokens are many: of a dense matrix, of an
+  // expert's. More share the packing of the tokens.
+  std::int64_t dense_unit_rows;
+  std::int64_t expert_unit_rows;
+  // What linear_mxfp4_int8 and linear_int8 read.
+  ActivationForms expert_forms;
+  ActivationForms int8_forms;
   // Bytes of private scratch a thread hands to kernels that take one, for products over `cols`.
   std::size_t (*scratch_bytes)(std::int64_t cols);
 
   void (*embed)(const EmbedArgs&, Range tokens);
   void (*rms_norm)(const RmsNormArgs&, Range tokens);
+  // With activations as the ISA likes them, float32 or bf16; and with float32 ones.
   void (*linear_bf16)(const LinearBf16Args&, Range rows, std::byte* scratch);
+  void (*linear_bf16_float32)(const LinearBf16Args&, Range rows, std::byte* scratch);
   void (*quantize_int8)(const QuantizeInt8Args&, Range rows, Range blocks);
   void (*quantize_int15)(const QuantizeInt15Args&, Range rows, Range blocks);
+  // Null where no product of the ISA wants the form.
+  void (*quantize_bf16)(const QuantizeBf16Args&, Range rows, Range blocks);
   // Code `index` of the 32 of a block of Int15Activations.
   std::int16_t (*int15_code)(const std::int16_t* block, std::int64_t index);
   std::size_t (*packed_int8_bytes)(std::int64_t rows, std::int64_t cols);

@@ -64,13 +64,14 @@ void CpuBackend::gate_up(std::size_t layer, const Activations& x, const Routing&
     }
     return;
   }
-  const std::int64_t units = (num_rows + kGateUpUnitRowsMax - 1) / kGateUpUnitRowsMax;
+  const std::int64_t unit_rows = expert_unit_rows();
+  const std::int64_t units = (num_rows + unit_rows - 1) / unit_rows;
   for (;;) {
     const Range unit = counter(layer, kGateUp).take(num_active * units, 1);
     if (unit.size() == 0) return;
-    const std::int64_t first = unit.begin % units * kGateUpUnitRowsMax;
+    const std::int64_t first = unit.begin % units * unit_rows;
     gate_up_unit(w, x, routing.plan, expert_at(unit.begin / units),
-                 {first, std::min(first + kGateUpUnitRowsMax, num_rows)}, step.space);
+                 {first, std::min(first + unit_rows, num_rows)}, step.space);
   }
 }
 
@@ -83,6 +84,7 @@ void CpuBackend::gate_up_unit(const LayerWeights& w, const Activations& x, const
   const std::int64_t first_block = rows.begin * whole.blocks_per_row();
   const MatrixView<float> out = matrix(space.gate_up.as<float>(), count, rows.size());
   const LinearMxfp4Args args{.x = x.int8,
+                             .x_bf16 = x.bf16,
                              .x_float = x.values,
                              .weight = {whole.blocks + first_block * kMxBlockBytes,
                                         whole.scales + first_block, rows.size(), whole.cols},
@@ -105,10 +107,7 @@ void CpuBackend::gate_up_unit(const LayerWeights& w, const Activations& x, const
                      config_.swiglu_alpha,
                      {swiglu.row(slot) + cols.begin, 1, cols.size(), swiglu.stride}},
                     {0, 1}, {0, cols.size()});
-    if (!float32_) {
-      const Activations out_rows = space_.swiglu.activations();
-      kernels_.quantize_int8({out_rows.values, out_rows.int8}, {slot, slot + 1}, blocks);
-    }
+    quantise(space_.swiglu, expert_forms(), {slot, slot + 1}, blocks);
   }
 }
 
@@ -125,13 +124,14 @@ void CpuBackend::down(std::size_t layer, const Routing& routing, Step& step) {
     return;
   }
   const std::int64_t num_active = static_cast<std::int64_t>(plan.active.size());
-  const std::int64_t units = (config_.hidden_size + kGateUpUnitRowsMax - 1) / kGateUpUnitRowsMax;
+  const std::int64_t unit_rows = expert_unit_rows();
+  const std::int64_t units = (config_.hidden_size + unit_rows - 1) / unit_rows;
   for (;;) {
     const Range unit = counter(layer, kDown).take(num_active * units, 1);
     if (unit.size() == 0) break;
-    const std::int64_t first = unit.begin % units * kGateUpUnitRowsMax;
+    const std::int64_t first = unit.begin % units * unit_rows;
     down_unit(w, plan, plan.active[static_cast<std::size_t>(unit.begin / units)],
-              {first, std::min(first + kGateUpUnitRowsMax, config_.hidden_size)}, step.space);
+              {first, std::min(first + unit_rows, config_.hidden_size)}, step.space);
   }
   step.worker.barrier();
   kernels_.moe_combine(combine, step.worker.share(step.num_tokens), {0, config_.hidden_size});
@@ -142,6 +142,7 @@ void CpuBackend::down_unit(const LayerWeights& w, const MoePlan& plan, std::int3
   const std::int32_t begin = plan.offsets[static_cast<std::size_t>(expert)];
   const Activations x = space_.swiglu.activations();
   const LinearMxfp4Args args{.x = x.int8,
+                             .x_bf16 = x.bf16,
                              .x_float = x.values,
                              .weight = w.down.expert(expert),
                              .bias = w.down.expert_bias(expert),

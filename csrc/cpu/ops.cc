@@ -33,6 +33,12 @@ class CpuOps final : public OpTable {
     timed_share(args.weight.rows, kernels_.row_tile,
                 [&](Range rows, std::byte* scratch) { kernels_.linear_bf16(args, rows, scratch); });
   }
+  void linear_bf16_float32(const LinearBf16Args& args) override {
+    size_scratch(args.x.cols);
+    timed_share(args.weight.rows, kernels_.row_tile, [&](Range rows, std::byte* scratch) {
+      kernels_.linear_bf16_float32(args, rows, scratch);
+    });
+  }
   void linear_int8(const LinearBf16Args& args) override {
     size_scratch(args.x.cols);
     const std::int64_t num_rows = args.weight.rows;
@@ -42,11 +48,10 @@ class CpuOps final : public OpTable {
       kernels_.pack_int8(args.weight, rows, packed.as<std::uint8_t>());
     });
     ActivationBuffer x;
-    const LinearInt8Args int8_args{quantised_int15(args.x, x),
-                                   {packed.as<std::uint8_t>(), num_rows, args.weight.cols},
-                                   args.bias,
-                                   args.epilogue,
-                                   args.out};
+    const Activations forms = quantised(args.x, kernels_.int8_forms, x);
+    const LinearInt8Args int8_args{
+        forms.int15, forms.bf16,    {packed.as<std::uint8_t>(), num_rows, args.weight.cols},
+        args.bias,   args.epilogue, args.out};
     timed_share(num_rows, kernels_.row_tile, [&](Range rows, std::byte* scratch) {
       kernels_.linear_int8(int8_args, rows, scratch);
     });
@@ -54,7 +59,7 @@ class CpuOps final : public OpTable {
   void quantize_int8(const QuantizeInt8OpArgs& args) override {
     ActivationBuffer buffer;
     Int8Activations x;
-    timed([&] { x = quantised_int8(args.x, buffer); });
+    timed([&] { x = quantised(args.x, {.int8 = true}, buffer).int8; });
     const std::int64_t count = args.x.rows * args.x.cols;
     for (std::int64_t i = 0; i < count; ++i) {
       args.q[i - i % 8 + kNaturalOfKernelOrder[i % 8]] = x.q[i];
@@ -64,7 +69,7 @@ class CpuOps final : public OpTable {
   void quantize_int15(const QuantizeInt15OpArgs& args) override {
     ActivationBuffer buffer;
     Int15Activations x;
-    timed([&] { x = quantised_int15(args.x, buffer); });
+    timed([&] { x = quantised(args.x, {.int15 = true}, buffer).int15; });
     const std::int64_t count = args.x.rows * args.x.cols;
     for (std::int64_t i = 0; i < count; ++i) {
       args.codes[i] = kernels_.int15_code(x.codes + i / kMxBlock * kMxBlock, i % kMxBlock);
@@ -73,7 +78,7 @@ class CpuOps final : public OpTable {
   }
   void linear_mxfp4_int8(const LinearMxfp4OpArgs& args) override {
     ActivationBuffer x;
-    linear_mxfp4(kernels_.linear_mxfp4_int8, args, quantised_int8(args.x, x));
+    linear_mxfp4(kernels_.linear_mxfp4_int8, args, quantised(args.x, kernels_.expert_forms, x));
   }
   void linear_mxfp4_float32(const LinearMxfp4OpArgs& args) override {
     linear_mxfp4(kernels_.linear_mxfp4_float32, args, {});
@@ -150,29 +155,27 @@ class CpuOps final : public OpTable {
     });
   }
 
-  // x quantised, in the memory of `buffer`.
-  Int8Activations quantised_int8(MatrixView<const float> x, ActivationBuffer& buffer) {
-    buffer.ensure(x.rows, x.cols, {.int8 = true});
-    const Int8Activations out = buffer.activations().int8;
+  // x in these forms, in the memory of `buffer`.
+  Activations quantised(MatrixView<const float> x, ActivationForms forms,
+                        ActivationBuffer& buffer) {
+    buffer.ensure(x.rows, x.cols, forms);
+    Activations out = buffer.activations();
+    out.values = x;
+    const Range blocks{0, x.cols / kMxBlock};
     share(x.rows, 1, [&](Range rows, std::byte*) {
-      kernels_.quantize_int8({x, out}, rows, {0, x.cols / kMxBlock});
-    });
-    return out;
-  }
-  Int15Activations quantised_int15(MatrixView<const float> x, ActivationBuffer& buffer) {
-    buffer.ensure(x.rows, x.cols, {.int15 = true});
-    const Int15Activations out = buffer.activations().int15;
-    share(x.rows, 1, [&](Range rows, std::byte*) {
-      kernels_.quantize_int15({x, out}, rows, {0, x.cols / kMxBlock});
+      if (forms.int8) kernels_.quantize_int8({x, out.int8}, rows, blocks);
+      if (forms.int15) kernels_.quantize_int15({x, out.int15}, rows, blocks);
+      if (forms.bf16) kernels_.quantize_bf16({x, out.bf16}, rows, blocks);
     });
     return out;
   }
 
   using LinearMxfp4 = void (*)(const LinearMxfp4Args&, Range, std::byte*);
-  void linear_mxfp4(LinearMxfp4 kernel, const LinearMxfp4OpArgs& args, Int8Activations x) {
+  void linear_mxfp4(LinearMxfp4 kernel, const LinearMxfp4OpArgs& args, const Activations& x) {
     size_scratch(args.x.cols);
-    const LinearMxfp4Args kernel_args{x,           args.x,        args.weight,   args.bias,
-                                      args.x_rows, args.out_rows, args.num_rows, args.out};
+    const LinearMxfp4Args kernel_args{x.int8,        x.bf16,        args.x,
+                                      args.weight,   args.bias,     args.x_rows,
+                                      args.out_rows, args.num_rows, args.out};
     timed_share(args.weight.rows, kernels_.row_tile,
                 [&](Range rows, std::byte* scratch) { kernel(kernel_args, rows, scratch); });
   }

@@ -18,7 +18,8 @@ void ActivationBuffer::ensure(std::int64_t rows, std::int64_t cols, ActivationFo
   const std::int64_t blocks = padded(rows * (cols / kMxBlock));
   const std::int64_t int8 = forms.int8 ? values + blocks * 8 : 0;  // bytes: codes, scales, sums
   const std::int64_t int15 = forms.int15 ? values * 2 + blocks * 8 : 0;
-  memory_.ensure(static_cast<std::size_t>(values * 4 + int8 + int15), "activations");
+  const std::int64_t bf16s = forms.bf16 ? values * 6 + blocks * 8 : 0;
+  memory_.ensure(static_cast<std::size_t>(values * 4 + int8 + int15 + bf16s), "activations");
   std::byte* next = memory_.as<std::byte>();
   const auto take = [&]<typename T>(T*& part, std::int64_t count) {
     part = reinterpret_cast<T*>(next);
@@ -39,10 +40,20 @@ void ActivationBuffer::ensure(std::int64_t rows, std::int64_t cols, ActivationFo
     take(int15_.scales, blocks);
     take(int15_.sums, blocks);
   }
+  bf16_ = {.rows = rows, .cols = cols};
+  if (forms.bf16) {
+    take(bf16_.values, values);
+    take(bf16_.codes, values);
+    take(bf16_.bytes, values * 2);
+    take(bf16_.scales, blocks);
+    take(bf16_.sums, blocks);
+  }
 }
 
-void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, ActivationForms forms,
-                       int num_threads, std::int64_t num_tokens, std::int64_t num_logit_rows) {
+void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels,
+                       ActivationForms dense_forms, ActivationForms expert_forms,
+                       std::int64_t expert_unit_rows, int num_threads, std::int64_t num_tokens,
+                       std::int64_t num_logit_rows) {
   tokens.resize(static_cast<std::size_t>(num_tokens));
   const std::int64_t num_slots = num_tokens * c.experts_per_token;
   struct Part {
@@ -67,10 +78,13 @@ void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, Activat
   for (std::int64_t i = static_cast<std::int64_t>(row_numbers.size()); i < num_tokens; ++i) {
     row_numbers.push_back(static_cast<std::int32_t>(i));
   }
+  const ActivationForms forms{.int8 = dense_forms.int8 || expert_forms.int8,
+                              .int15 = dense_forms.int15 || expert_forms.int15,
+                              .bf16 = dense_forms.bf16 || expert_forms.bf16};
   norm.ensure(num_tokens, c.hidden_size, forms);
-  attention.ensure(num_tokens, c.q_size(), {.int15 = forms.int15});
-  swiglu.ensure(num_slots, c.intermediate_size, {.int8 = forms.int8});
-  final_norm.ensure(num_logit_rows, c.hidden_size, {.int15 = forms.int15});
+  attention.ensure(num_tokens, c.q_size(), dense_forms);
+  swiglu.ensure(num_slots, c.intermediate_size, expert_forms);
+  final_norm.ensure(num_logit_rows, c.hidden_size, dense_forms);
 
   const auto size_routing = [&](Routing& r, std::int64_t count) {
     r.expert_ids.resize(static_cast<std::size_t>(count * c.experts_per_token));
@@ -85,7 +99,7 @@ void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels, Activat
     size_routing(space.routing, kRedundantTokens);
     space.kernel_scratch.ensure(kernels.scratch_bytes(widest), "kernel scratch");
     const std::int64_t gate_up =
-        std::max(num_tokens * kGateUpUnitRowsMax, kRedundantTokens * 2 * c.intermediate_size);
+        std::max(num_tokens * expert_unit_rows, kRedundantTokens * 2 * c.intermediate_size);
     space.gate_up.ensure(static_cast<std::size_t>(gate_up) * sizeof(float), "expert activations");
   }
 }

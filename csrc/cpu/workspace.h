@@ -16,12 +16,6 @@ namespace gptoss::cpu {
 // repeating that is cheaper than a barrier.
 constexpr std::int64_t kRedundantTokens = 4;
 
-// The forms besides float32 that products want activations in.
-struct ActivationForms {
-  bool int8 = false;   // expert products, unless float32
-  bool int15 = false;  // dense int8 products
-};
-
 // Rows in float32 and in some of the forms.
 class ActivationBuffer {
  public:
@@ -29,10 +23,11 @@ class ActivationBuffer {
   MatrixView<float> values() const { return values_; }
   Activations activations() const { return first_rows(values_.rows); }
   Activations first_rows(std::int64_t rows) const {
-    Activations result{as_const(values_), int8_, int15_};
+    Activations result{as_const(values_), int8_, int15_, bf16_};
     result.values.rows = rows;
     result.int8.rows = rows;
     result.int15.rows = rows;
+    result.bf16.rows = rows;
     return result;
   }
   std::size_t num_bytes() const { return memory_.num_bytes(); }
@@ -46,6 +41,7 @@ class ActivationBuffer {
   MatrixView<float> values_;
   Int8Activations int8_{};    // null where not a form of this buffer
   Int15Activations int15_{};  // likewise
+  Bf16Activations bf16_{};    // likewise
 };
 
 // Which experts each token goes to, and how much.
@@ -81,16 +77,17 @@ struct Workspace {
   std::vector<std::int32_t> row_numbers;  // 0, 1, 2, ...
   std::vector<ThreadSpace> threads;
 
-  // Grows to `num_tokens`; throws OutOfMemory and stays usable for smaller batches. `forms`: those
-  // that any product of this model wants.
-  void ensure(const ModelConfig& config, const KernelTable& kernels, ActivationForms forms,
-              int num_threads, std::int64_t num_tokens, std::int64_t num_logit_rows);
+  // Grows to `num_tokens`; throws OutOfMemory and stays usable for smaller batches. The forms are
+  // those that products of this model want.
+  void ensure(const ModelConfig& config, const KernelTable& kernels, ActivationForms dense_forms,
+              ActivationForms expert_forms, std::int64_t expert_unit_rows, int num_threads,
+              std::int64_t num_tokens, std::int64_t num_logit_rows);
   std::size_t num_bytes() const;
 };
 
 // What shares of the gate/up matrix are multiples of: pairs for whole blocks of 32 outputs.
 constexpr std::int64_t kGateUpUnit = 2 * kMxBlock;
 // Rows a thread takes at a time when tokens are many; an expert's whole share when they are few.
-constexpr std::int64_t kGateUpUnitRowsMax = 4 * kGateUpUnit;
+constexpr std::int64_t kExpertUnitRowsMin = 4 * kGateUpUnit;
 
 }  // namespace gptoss::cpu

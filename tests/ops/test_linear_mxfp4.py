@@ -42,7 +42,13 @@ def random_matrix(
 
 
 def check_against_reference(
-    found: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, precision: str
+    found: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    *,
+    precision: str,
+    isa: str,
 ) -> None:
     b = reference.bf16_values(bias)
     expected = reference.linear(x, weight, b)
@@ -52,7 +58,7 @@ def check_against_reference(
     bound = int8_linear_bound(x, weight, dense=False) + linear_bound(x, weight, b)
     assert_within(found, expected, bound, "linear_mxfp4")
     # Of the codes that the activations became, the product is as good as float32 allows.
-    seen = reference.dequantize(*ops.quantize_int8(x, isa="scalar"))
+    seen = reference.round_activations(x, isa, dense=None)
     exact = reference.linear(seen, weight, b)
     assert_within(found, exact, linear_bound(seen, weight, b), "linear_mxfp4 as quantised")
 
@@ -94,7 +100,7 @@ def test_linear_mxfp4_agrees_with_the_reference(
         out.view,
     )
     weight = mxfp4.decode(blocks, scales)
-    check_against_reference(out.values(), x, weight, bias, precision)
+    check_against_reference(out.values(), x, weight, bias, precision=precision, isa=device_isa)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -198,7 +204,7 @@ def test_linear_mxfp4_scales_are_powers_of_two_to_both_ends(
     )
     weight = mxfp4.decode(blocks, scales)
     assert np.abs(x @ weight.T).max() > 2.0**-60  # the result is far from underflow
-    check_against_reference(found, x, weight, bias, precision)
+    check_against_reference(found, x, weight, bias, precision=precision, isa=device_isa)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -307,9 +313,32 @@ def test_linear_mxfp4_at_a_published_expert(
     rest: dict[str, Any] = {"precision": precision, "isa": device_isa, "threads": 2}
     found = ops.linear_mxfp4(x, blocks, scales, bias, **rest)
     rows = np.sort(rng.permutation(len(weight))[:700])  # of all that was computed
-    check_against_reference(found[:, rows], x, weight[rows], bias[rows], precision)
+    check_against_reference(
+        found[:, rows], x, weight[rows], bias[rows], precision=precision, isa=device_isa
+    )
     one = ops.linear_mxfp4(x[4:5], blocks, scales, bias, **rest)
     assert_same_bits(one, found[4:5], "alone")
+
+
+@pytest.mark.parametrize("scale", [-140, -100, -30, 30, 100])
+@given(seed=seeds, tokens=st.integers(2, 40), low=st.integers(0, 254), spread=st.integers(0, 60))
+@examples(15)
+def test_linear_mxfp4_bits_do_not_depend_on_tokens_at_any_exponents(
+    device_isa: str, scale: int, seed: int, tokens: int, low: int, spread: int
+) -> None:
+    # Through the subnormal numbers and beyond the largest, where a kernel may change its way.
+    rng = np.random.default_rng(seed)
+    x = normal(rng, tokens, 96) * np.exp2(scale + rng.integers(-9, 10, (tokens, 1)))
+    x = x.astype(np.float32)
+    blocks, scales = random_matrix(rng, 64, 96, low=low, high=min(low + spread, 254))
+    bias = np.zeros(64, np.uint16)
+    whole = ops.linear_mxfp4(x, blocks, scales, bias, isa=device_isa, threads=1)
+    for token in range(tokens):
+        one = ops.linear_mxfp4(
+            x[token : token + 1], blocks, scales, bias, isa=device_isa, threads=1
+        )
+        same = (one.view(np.uint32) == whole[token].view(np.uint32)) | np.isnan(one)
+        assert (same & (np.isnan(one) == np.isnan(whole[token]))).all()
 
 
 def test_linear_mxfp4_refuses_arguments_that_do_not_fit(device_isa: str) -> None:

@@ -272,6 +272,29 @@ def round_int15(x: npt.ArrayLike) -> F64:
     return dequantize(*quantize_int15(x))
 
 
+def round_grid(x: npt.ArrayLike) -> F64:
+    """What is left of x [..., k] on AMX, in blocks of 32: the nearest multiple, ties to even, of
+    2^-11 of the power of two below the block's largest magnitude (2^-126 at least), then to eight
+    significant bits. Blocks that are not finite are NaN."""
+    blocks = np.asarray(x, dtype=np.float32).astype(np.float64)
+    blocks = blocks.reshape(*blocks.shape[:-1], -1, INT8_BLOCK)
+    amax = np.abs(blocks).max(axis=-1, keepdims=True)
+    finite = np.isfinite(amax)
+    _, exponents = np.frexp(np.where(finite, amax, 0.0))  # amax is in [0.5, 1) * 2^exponent
+    unit = np.ldexp(1.0, np.where(amax > 0, np.maximum(exponents - 12, -126), -126))
+    codes = round_bf16(np.rint(np.where(finite, blocks, 0.0) / unit))
+    return np.where(finite, codes * unit, np.nan).reshape(np.shape(x))
+
+
+def round_activations(x: npt.ArrayLike, isa: str, *, dense: str | None) -> F64:
+    """What products see of x at an ISA level: of MXFP4 (dense None), of dense "bf16" or "int8"."""
+    if isa == "amx":
+        return round_bf16(x) if dense == "bf16" else round_grid(x)
+    if dense == "bf16":
+        return np.asarray(x, dtype=np.float64)
+    return round_int8(x) if dense is None else round_int15(x)
+
+
 def round_packed(weight: npt.ArrayLike) -> F64:
     """What packing leaves of dense weights [..., k]: int8 in blocks of 32 with a scale of
     float32(amax / 127) rounded up to bfloat16."""

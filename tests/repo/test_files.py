@@ -26,13 +26,15 @@ LONGER: dict[str, str] = {
 MACHINE_PATH = re.compile(r"""(?:^|[\s"'`(=:])/(?:work|tmp|root|opt|home|Users)/\w""")
 LEFT_BEHIND = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
 # An op's product is one, whatever its formats: linear_bf16 and linear_int8 are `linear`.
-SPECIALISATIONS = re.compile(r"_(?:bf16|int8|float32)$")
+SPECIALISATIONS = re.compile(r"_(?:bf16|int8|float32)$|_(?:(?:bf16|int8)_)?amx$")
 # Steps of other ops, reached and tested through them.
 PARTS = {
     "table": "the table itself",
     "int8_product": "what the int8 products share",
     "mxfp4_stream": "linear_mxfp4 of few tokens",
+    "amx_product": "what the products on tiles share",
     "pack_int8": "linear with dense='int8' packs",
+    "quantize_bf16": "linear_mxfp4 and linear on AMX round their activations",
     "kv_write": "attention writes its keys and values",
 }
 

@@ -1,0 +1,159 @@
+// linear_mxfp4_int8 on AMX: out[out_rows[i]] = weight [rows][cols] times x[x_rows[i]], plus bias;
+// MXFP4 weights as stored, activations of quantize_bf16. Reads the weights once for every
+// kAmxTokens tokens, and nothing beyond the matrix.
+//
+// The arithmetic of an output: for each block of 32 along K in order, acc = fma(dot * x_scale,
+// w_scale, acc), where dot * x_scale is exact; then + bias. Tiles do just that where no product
+// leaves the normal numbers (fits_tiles): a block's products are multiples of one power of two and
+// sum to less than 2^24 of it. So a single token, whose weights tiles would expand for nothing, and
+// the panels that do not fit are computed from integers, and the bits are the same.
+#pragma once
+
+#include "cpu/kernels/amx_product-inl.h"
+#include "cpu/simd/amx_bytes.h"
+
+namespace gptoss::cpu::GPTOSS_ISA {
+namespace {
+
+// --- one token
+// --------------------------------------------------------------------------------------
+
+// Bytes that each lane's stream of codes is fetched ahead.
+constexpr std::int64_t kAmxLaneAhead = 512;
+
+GPTOSS_INLINE TokenBytes token_bytes(const Bf16Activations& x, std::int64_t row) {
+  const std::int8_t* bytes = x.bytes + row * 2 * x.cols;
+  const std::int64_t part = x.cols / 2;
+  const std::int64_t first_block = row * (x.cols / kMxBlock);
+  return {{bytes, bytes + part, bytes + 2 * part, bytes + 3 * part},
+          x.scales + first_block,
+          x.sums + first_block};
+}
+
+// Rows first, first + step, ... of sixteen lanes for one token.
+void multiply_lanes(const LinearMxfp4Args& args, const TokenBytes& token, std::int64_t first,
+                    std::int64_t step, float* out) {
+  const std::int64_t num_blocks = args.weight.blocks_per_row();
+  const std::uint8_t* codes = args.weight.blocks + first * num_blocks * kMxBlockBytes;
+  const std::uint8_t* scales = args.weight.scales + first * num_blocks;
+  const std::int64_t stride = step * num_blocks;
+  for (int r = 0; r < kAmxLanes; ++r) {  // of the next row
+    const std::uint8_t* next = scales + r * stride + num_blocks;
+    for (std::int64_t b = num_blocks - 1; b >= 0; b -= 64) __builtin_prefetch(next + b, 0, 2);
+  }
+  __m512 acc = _mm512_setzero_ps();
+  for (std::int64_t b = 0; b < num_blocks; b += kAmxStripBlocks) {
+    __m512i dots[kAmxStripBlocks];
+    dot_strip_bytes(codes + b * kMxBlockBytes, stride * kMxBlockBytes, token, b, num_blocks - b,
+                    kAmxLaneAhead, dots);
+    const __m512i bytes = load_strip_scales(scales, stride, b, num_blocks);
+    GPTOSS_UNROLL
+    for (int i = 0; i < kAmxStripBlocks; ++i) {
+      if (b + i < num_blocks) acc = add_strip_dot(acc, dots[i], token, b + i, bytes, i);
+    }
+  }
+  alignas(64) float sums[kAmxLanes];
+  _mm512_store_ps(sums, acc);
+  for (int r = 0; r < kAmxLanes; ++r) {
+    const std::int64_t row = first + r * step;
+    out[row] = sums[r] + to_float(args.bias[row]);
+  }
+}
+
+// Each lane walks its own part of the rows, so that the memory sees sixteen long streams.
+void multiply_one_token(const LinearMxfp4Args& args, std::int64_t index, Range rows) {
+  const TokenBytes token = token_bytes(args.x_bf16, args.x_rows[index]);
+  float* out = args.out.row(args.out_rows[index]);
+  const std::int64_t step = rows.size() / kAmxLanes;
+  for (std::int64_t i = 0; i < step; ++i) multiply_lanes(args, token, rows.begin + i, step, out);
+}
+
+// --- tiles
+// ------------------------------------------------------------------------------------------
+
+// Products are multiples of unit * 0.5 * 2^(byte - 127), which must be normal; a block's sum is at
+// most 32 * 6 * 4096 units times 2^(byte - 127), and 2^8 blocks must be finite.
+GPTOSS_INLINE bool fits_tiles(const UnitRange& units, const ByteRange& scales) {
+  if (scales.least < kMinTileScale || scales.largest > kMaxTileScale) return false;
+  if (units.least > units.largest) return true;  // all zeros or NaN
+  return units.least + scales.least - 128 >= -126 &&
+         units.largest + scales.largest - 127 < 127 - 28;
+}
+
+// Tiles of adjacent rows, one block of 32 a step.
+struct Mxfp4Tiles {
+  const std::uint8_t* codes;
+  const std::uint8_t* scales;
+  std::int64_t num_blocks;
+  std::int64_t rows;  // of the panel
+
+  GPTOSS_INLINE void fill(std::int64_t step, int row_tile, std::byte* to) const {
+    const std::int64_t row = row_tile * kTileRows;
+    const std::int64_t row_bytes = num_blocks * kMxBlockBytes;
+    // The panel that follows: four rows a step, so that four steps, which are a cache line of each
+    // row, fetch them all. Past the end of the matrix nothing happens.
+    const std::uint8_t* ahead = codes + rows * row_bytes + step / 4 * 64;
+    const std::int64_t first = row + step % 4 * (kTileRows / 4);
+    for (std::int64_t i = 0; i < kTileRows / 4; ++i) {
+      __builtin_prefetch(ahead + (first + i) * row_bytes, 0, 2);
+    }
+    expand_mxfp4_tile(codes + row * row_bytes + step * kMxBlockBytes, row_bytes,
+                      scales + row * num_blocks + step, num_blocks, to);
+  }
+  GPTOSS_INLINE TileView tile(std::int64_t, int, const std::byte* filled) const {
+    return {filled, kTileRowBytes};
+  }
+};
+
+GPTOSS_INLINE TokenTiles pack_bf16_tokens(const LinearMxfp4Args& args, Range tokens,
+                                          std::byte* out) {
+  const Bf16Activations& x = args.x_bf16;
+  const auto words = [&](std::int64_t token, std::int64_t step) __attribute__((always_inline)) {
+    const std::int64_t row = args.x_rows[tokens.begin + token];
+    return _mm512_loadu_si512(x.values + row * x.cols + step * kTileDepth);
+  };
+  const auto pair = [](int row) __attribute__((always_inline)) { return mxfp4_pair(row); };
+  return pack_tokens(tokens.size(), x.cols / kTileDepth, words, pair, out);
+}
+
+template <int kRowTiles>
+void mxfp4_panel(const LinearMxfp4Args& args, const TokenTiles& x, Range tokens, std::int64_t row,
+                 const UnitRange& units, const AmxScratch& scratch) {
+  constexpr std::int64_t kRows = kRowTiles * kTileRows;
+  const std::int64_t num_blocks = args.weight.blocks_per_row();
+  const std::uint8_t* scales = args.weight.scales + row * num_blocks;
+  if (!fits_tiles(units, range_of_bytes(scales, kRows * num_blocks))) {
+    for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+      multiply_one_token(args, t, {row, row + kRows});
+    }
+    return;
+  }
+  const Mxfp4Tiles weights{args.weight.blocks + row * num_blocks * kMxBlockBytes, scales,
+                           num_blocks, kRows};
+  multiply_panel<kRowTiles>(weights, x, scratch);
+  finish_panel<kRowTiles>(scratch, x.count, kRows, args.bias + row, Epilogue::kStore,
+                          [&](std::int64_t token) __attribute__((always_inline)) {
+                            return args.out.row(args.out_rows[tokens.begin + token]) + row;
+                          });
+}
+
+void linear_mxfp4_amx(const LinearMxfp4Args& args, Range rows, std::byte* memory) {
+  if (args.num_rows == 1) return multiply_one_token(args, 0, rows);
+  const AmxScratch scratch = cut_amx_scratch(memory);
+  for (std::int64_t first = 0; first < args.num_rows; first += kAmxTokens) {
+    const std::int64_t left = args.num_rows - first;
+    const Range tokens{first, first + (left < kAmxTokens ? left : kAmxTokens)};
+    const TokenTiles x = pack_bf16_tokens(args, tokens, scratch.tokens);
+    const UnitRange units =
+        unit_range(args.x_bf16, tokens, [&](std::int64_t t) { return args.x_rows[t]; });
+    const TileScope scope(x.width());
+    std::int64_t row = rows.begin;
+    for (; row + 2 * kTileRows <= rows.end; row += 2 * kTileRows) {
+      mxfp4_panel<2>(args, x, tokens, row, units, scratch);
+    }
+    if (row < rows.end) mxfp4_panel<1>(args, x, tokens, row, units, scratch);
+  }
+}
+
+}  // namespace
+}  // namespace gptoss::cpu::GPTOSS_ISA
