@@ -20,7 +20,7 @@ from gpt_oss_native.checkpoint import Checkpoint, open_checkpoint
 from gpt_oss_native.checkpoint.safetensors_writer import TensorSpec, write_safetensors
 
 HERE = Path(__file__).resolve().parent
-PACKAGE = str(Path(gpt_oss_native.__file__).resolve().parents[1])
+PACKAGE = str(Path(gpt_oss_native.__file__).absolute().parents[1])  # not where a link leads
 _CHUNK = 1 << 24
 PROGRAMS = {"engine": "engine_worker.py", "llama": "llama_worker.py"}
 
