@@ -189,7 +189,7 @@ class Slice(ExitStack):
 
     def _contestants(self) -> tuple[Worker, list[Worker]]:
         """A process that measures the bandwidth, and those that run the model: loaded, every expert
-        touched, files in the page cache. Started once."""
+        touched. Started once; the files are in the page cache each time."""
         if self._meter is None:
             self._meter = self.enter_context(self.start("engine"))
             for who in self.who:
@@ -198,7 +198,8 @@ class Slice(ExitStack):
                 self._engines[who] = self.load(worker)["engine"]
                 worker.call("prefill", tokens=self.tokens[-_TOUCHING:])
                 self._workers.append(worker)
-            for worker in reversed(self._workers):  # what the other's loading may have pushed out
+        for worker in self._workers:
+            if worker.who == "engine":  # maps its file; llama.cpp has copied what it computes with
                 read_files(self.files(worker.who))
         return self._meter, self._workers
 
