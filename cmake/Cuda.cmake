@@ -48,5 +48,5 @@ function(gptoss_add_cuda target)
   endif()
   # The runtime is inside the module and looks for the driver when it is first used, so that the
   # module loads where there is none.
-  target_link_libraries(${target} PUBLIC CUDA::cudart_static)
+  target_link_libraries(${target} INTERFACE CUDA::cudart_static)
 endfunction()

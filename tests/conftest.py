@@ -32,6 +32,15 @@ def available_isas() -> list[str]:
     return list(_core.available_isas())
 
 
+def cuda_text() -> str:
+    """The CUDA device of this machine, or why there is none."""
+    try:
+        from gpt_oss_native import _core
+    except ImportError:
+        return "the compiled core is not installed"
+    return _core.cuda_status() or _core.cuda_device_text()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
@@ -45,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     isas = ", ".join(available_isas()) or "none: the compiled core is not installed"
-    return f"{SEED_VARIABLE}={SESSION_SEED}; ISA levels: {isas}"
+    return f"{SEED_VARIABLE}={SESSION_SEED}; ISA levels: {isas}; CUDA: {cuda_text()}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -85,6 +94,15 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 def session_seed() -> int:
     """The seed of this run, for fixtures wider than one test."""
     return SESSION_SEED
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> str:
+    """The name of a CUDA device; skips where none can be used."""
+    core = pytest.importorskip("gpt_oss_native._core", reason="the compiled core is not installed")
+    if reason := core.cuda_status():
+        pytest.skip(f"no CUDA device: {reason}")
+    return "cuda"
 
 
 @pytest.fixture(scope="session")

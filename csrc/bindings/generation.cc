@@ -33,6 +33,25 @@ py::object next_token(Generation& generation, const std::optional<py::array>& ma
   return token ? token_object(*token) : py::none();
 }
 
+// One id for each, None for those at their end.
+py::list next_tokens(const py::list& generations) {
+  std::vector<Generation*> all;
+  for (const py::handle generation : generations) all.push_back(generation.cast<Generation*>());
+  for (const Generation* generation : all) {
+    GPTOSS_REQUIRE(InvalidArgument, generation != nullptr,
+                   "[generate] expected generations, got None");
+  }
+  const std::vector<std::optional<std::int32_t>> tokens = [&] {
+    const py::gil_scoped_release release;
+    return Generation::next_of_all(all, signal_check());
+  }();
+  py::list result;
+  for (const std::optional<std::int32_t>& token : tokens) {
+    result.append(token ? py::object(py::int_(*token)) : py::object(py::none()));
+  }
+  return result;
+}
+
 const char* finish_reason_name(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
@@ -61,6 +80,7 @@ void bind_generation(py::module_& module) {
         const char* name = finish_reason_name(generation.finish_reason());
         return name == nullptr ? py::object(py::none()) : py::object(py::str(name));
       });
+  module.def("next_tokens", &next_tokens, py::arg("generations"));
 }
 
 }  // namespace gptoss::bindings

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/device.h"
 #include "bindings/tokens.h"
 #include "engine/session.h"
 #include "model/yarn.h"
@@ -76,7 +77,8 @@ std::vector<TensorRecord> records_of(const py::object& checkpoint) {
 std::unique_ptr<Model> load_model(const py::object& checkpoint, const std::string& device,
                                   const std::string& precision, const std::string& dense,
                                   int num_threads, const std::optional<std::string>& isa, bool copy,
-                                  bool lock, bool check_scales) {
+                                  bool lock, bool check_scales,
+                                  std::optional<std::uint64_t> synthetic_seed) {
   const ModelConfig config = config_of(checkpoint.attr("config"));
   const CheckpointOptions checkpoint_options{
       .layout = choice_of("layout", checkpoint.attr("layout").cast<std::string>(),
@@ -85,6 +87,7 @@ std::unique_ptr<Model> load_model(const py::object& checkpoint, const std::strin
       .map_mode = copy ? MapMode::kCopy : MapMode::kShared,
       .lock = lock,
       .check_scales = check_scales};
+  const DeviceName on = device_of(device, "load_model");
   const BackendOptions options{
       .precision = choice_of(
           "precision", precision,
@@ -93,11 +96,20 @@ std::unique_ptr<Model> load_model(const py::object& checkpoint, const std::strin
           choice_of("dense", dense,
                     {std::pair{"bf16", DenseFormat::kBf16}, std::pair{"int8", DenseFormat::kInt8}}),
       .num_threads = num_threads,
-      .isa = isa ? std::optional(isa_from_name(*isa)) : std::nullopt};
+      .isa = isa ? std::optional(isa_from_name(*isa)) : std::nullopt,
+      .device_index = on.index};
   const BackendFactory factory =
-      choice_of<BackendFactory>("device", device,
-                                {std::pair{"cpu", BackendFactory(make_cpu_backend)},
-                                 std::pair{"cuda", BackendFactory(make_cuda_backend)}});
+      on.kind == DeviceKind::kCuda ? make_cuda_backend : make_cpu_backend;
+  if (synthetic_seed) {
+    GPTOSS_REQUIRE(InvalidArgument, on.kind == DeviceKind::kCuda,
+                   "[load_model] expected device='cuda' for synthetic weights, which are made on "
+                   "the device, got '",
+                   device, "'; write a checkpoint with `gpt-oss-native synthesize` instead");
+    MappedCheckpoint nothing;
+    nothing.synthetic_seed = synthetic_seed;
+    const py::gil_scoped_release release;
+    return std::make_unique<Model>(config, std::move(nothing), options, factory);
+  }
   const auto files = files_of(checkpoint);
   const auto records = records_of(checkpoint);
   const py::gil_scoped_release release;
@@ -136,7 +148,8 @@ void bind_model(py::module_& module) {
   py::class_<Model>(module, "Model")
       .def(py::init(&load_model), py::arg("checkpoint"), py::kw_only(), py::arg("device"),
            py::arg("precision"), py::arg("dense"), py::arg("num_threads"), py::arg("isa"),
-           py::arg("copy"), py::arg("lock"), py::arg("check_scales"))
+           py::arg("copy"), py::arg("lock"), py::arg("check_scales"),
+           py::arg("synthetic_seed") = py::none())
       .def("session", &Model::session, py::arg("max_tokens"))
       .def("restore", &Model::restore, py::arg("path"), py::call_guard<py::gil_scoped_release>())
       .def("describe", &Model::describe)

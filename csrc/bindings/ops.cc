@@ -6,15 +6,18 @@
 #include "backend/op_table.h"
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/device.h"
+#include "bindings/op_array.h"
 
 namespace gptoss::bindings {
 namespace {
 
-using Array = py::array;
+using Array = OpArray;
 
 const std::int32_t* indices(const Array& array, const char* op, const char* name, std::int64_t size,
                             std::int64_t limit) {
   const std::int32_t* data = vector_of<const std::int32_t>(array, op, name, size);
+  if (array.on_device) return data;  // whoever keeps ids there answers for them
   for (std::int64_t i = 0; i < size; ++i) {
     GPTOSS_REQUIRE(InvalidArgument, data[i] >= 0 && data[i] < limit, "[", op, "] ", name, '[', i,
                    "]: expected 0 to ", limit - 1, ", got ", data[i]);
@@ -177,7 +180,7 @@ class Ops {
     const std::int32_t* forced_ids = nullptr;
     if (forced) {
       forced_ids = block_of<const std::int32_t>(*forced, op, "forced", {view.rows, k});
-      for (std::int64_t i = 0; i < view.rows * k; ++i) {
+      for (std::int64_t i = 0; i < view.rows * k && !forced->on_device; ++i) {
         GPTOSS_REQUIRE(InvalidArgument, forced_ids[i] >= 0 && forced_ids[i] < view.cols,
                        "[router_topk] forced: expected 0 to ", view.cols - 1, ", got ",
                        forced_ids[i]);
@@ -218,11 +221,15 @@ class Ops {
 
 void bind_ops(py::module_& module) {
   py::class_<Ops>(module, "Ops")
-      .def(py::init([](const std::optional<std::string>& isa, int num_threads) {
+      .def(py::init([](const std::optional<std::string>& isa, int num_threads,
+                       const std::string& device) {
+             const auto [kind, index] = device_of(device, "ops");
+             if (kind == DeviceKind::kCuda) return std::make_unique<Ops>(make_cuda_ops(index));
              return std::make_unique<Ops>(make_cpu_ops(
                  isa ? std::optional(isa_from_name(*isa)) : std::nullopt, num_threads));
            }),
-           py::kw_only(), py::arg("isa") = py::none(), py::arg("num_threads") = 0)
+           py::kw_only(), py::arg("isa") = py::none(), py::arg("num_threads") = 0,
+           py::arg("device") = "cpu")
       .def("time_kernels", &Ops::time_kernels, py::arg("repeats"), py::arg("evict_bytes") = 0)
       .def("kernel_seconds", &Ops::kernel_seconds)
       .def("embed", &Ops::embed, py::arg("tokens"), py::arg("table"), py::arg("out"))

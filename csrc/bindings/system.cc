@@ -37,6 +37,7 @@ void bind_system(py::module_& module) {
       },
       py::arg("num_threads") = 0, py::arg("seconds") = 0.05);
   module.def("cuda_status", &cuda_status);
+  module.def("cuda_device_text", &cuda_device_text);
 }
 
 }  // namespace gptoss::bindings

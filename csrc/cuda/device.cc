@@ -74,6 +74,14 @@ Event::~Event() {
   if (event_ != nullptr) cudaEventDestroy(event_);
 }
 
+TimingEvent::TimingEvent() {
+  check(cudaEventCreate(&event_), "cuda_event");
+}
+
+TimingEvent::~TimingEvent() {
+  if (event_ != nullptr) cudaEventDestroy(event_);
+}
+
 DeviceInfo device_info(int index) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, index), "cuda_device");
@@ -88,7 +96,8 @@ DeviceInfo device_info(int index) {
   info.smem_per_block = properties.sharedMemPerBlockOptin;
   info.smem_per_sm = properties.sharedMemPerMultiprocessor;
   info.l2_bytes = static_cast<std::size_t>(properties.l2CacheSize);
-  std::strncpy(info.name, properties.name, sizeof(info.name) - 1);
+  static_assert(sizeof(info.name) == sizeof(properties.name));
+  std::memcpy(info.name, properties.name, sizeof(info.name));
   return info;
 }
 

@@ -97,6 +97,20 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
+// One that knows the time.
+class TimingEvent {
+ public:
+  TimingEvent();
+  TimingEvent(const TimingEvent&) = delete;
+  TimingEvent& operator=(const TimingEvent&) = delete;
+  ~TimingEvent();
+
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // What the kernels choose by.
 struct DeviceInfo {
   int index = 0;

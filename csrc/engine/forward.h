@@ -13,7 +13,7 @@ namespace gptoss {
 // One session's part of a call.
 struct ForwardJob {
   SessionUse* use = nullptr;
-  std::span<const std::int32_t> tokens;
+  std::span<const std::int32_t> tokens = {};
   LogitsWanted logits = LogitsWanted::kNone;
   float* out = nullptr;               // [rows][vocab]
   const DrawOptions* draw = nullptr;  // with kDraw

@@ -55,8 +55,7 @@ void Generation::check_not_moved(const SessionUse& use) const {
                  "it; start another generation");
 }
 
-void Generation::forward_next(SessionUse& use, const CancelCheck& cancel,
-                              const DrawOptions* options, DrawId* drawn) {
+void Generation::begin_forward(SessionUse& use) {
   if (!started_ && core_ == nullptr) {
     use.core().scheduler.register_generation(this);
     core_ = use.session().core_;
@@ -66,10 +65,9 @@ void Generation::forward_next(SessionUse& use, const CancelCheck& cancel,
     // sequence keeps the pages that this needs.
     use.sequence().rewind(use.position() - 1);
   }
-  ForwardJob job{&use, prompt_, LogitsWanted::kLast, logits_.data(), options, drawn};
-  if (options != nullptr) job.logits = LogitsWanted::kDraw;
-  run_forward({&job, 1}, {.op = "generate", .generation = this, .cancel = &cancel});
-  has_logits_ = options == nullptr;
+}
+
+void Generation::end_forward(SessionUse& use) {
   version_ = use.session().version_;
   prompt_.clear();
   if (started_) return;
@@ -77,9 +75,20 @@ void Generation::forward_next(SessionUse& use, const CancelCheck& cancel,
   use.sequence().mark();
 }
 
+void Generation::forward_next(SessionUse& use, const CancelCheck& cancel, ForwardJob job) {
+  begin_forward(use);
+  job.use = &use;
+  job.tokens = prompt_;
+  run_forward({&job, 1}, {.op = "generate", .generation = this, .cancel = &cancel});
+  end_forward(use);
+}
+
 SampledToken Generation::sample(SessionUse& use, const TokenMask* mask, const CancelCheck& cancel) {
   forget_ahead(use);
-  if (!has_logits_) forward_next(use, cancel);
+  if (!has_logits_) {
+    forward_next(use, cancel, {.logits = LogitsWanted::kLast, .out = logits_.data()});
+    has_logits_ = true;
+  }
   use.reserve_tokens(1);
   SampledToken result = sampler_.sample(logits_, mask);
   has_logits_ = false;
@@ -91,14 +100,16 @@ SampledToken Generation::draw(SessionUse& use, const DrawOptions& options,
   DrawId draw = 0;
   if (ahead_) {
     if (cancel) cancel();
-    draw = *ahead_;
-    ahead_.reset();
-    use.sequence().advance(1);
+    draw = take_ahead(use);
   } else {
-    forward_next(use, cancel, &options, &draw);
+    forward_next(use, cancel, {.logits = LogitsWanted::kDraw, .draw = &options, .drawn = &draw});
   }
   use.reserve_tokens(1);
   run_ahead(use, draw);
+  return wait_draw(use, draw);
+}
+
+SampledToken Generation::wait_draw(SessionUse& use, DrawId draw) {
   try {
     const std::int32_t token = use.core().backend->wait_draw(draw);
     sampler_.drawn(token);
@@ -109,12 +120,15 @@ SampledToken Generation::draw(SessionUse& use, const DrawOptions& options,
   }
 }
 
+// Whether the token to come ends the generation by its number.
+bool Generation::is_last(const SessionUse& use) const {
+  return (options_.max_new_tokens && num_generated_ + 1 >= *options_.max_new_tokens) ||
+         use.position() + 1 >= session_->max_tokens();
+}
+
 // Queues the step of the token that `draw` gives, unless that will be the last.
 void Generation::run_ahead(SessionUse& use, DrawId draw) {
-  const bool is_last =
-      (options_.max_new_tokens && num_generated_ + 1 >= *options_.max_new_tokens) ||
-      use.position() + 1 >= session_->max_tokens();
-  if (is_last) return;
+  if (is_last(use)) return;
   const std::int32_t token = token_of_draw(draw);
   const std::optional<DrawOptions> options = sampler_.draw_options(1);
   DrawId ahead = 0;
@@ -133,6 +147,13 @@ void Generation::run_ahead(SessionUse& use, DrawId draw) {
   }
 }
 
+DrawId Generation::take_ahead(SessionUse& use) noexcept {
+  const DrawId draw = *ahead_;
+  ahead_.reset();
+  use.sequence().advance(1);
+  return draw;
+}
+
 void Generation::forget_ahead(SessionUse& use) noexcept {
   if (!ahead_) return;
   ahead_.reset();
@@ -146,19 +167,22 @@ std::optional<SampledToken> Generation::next(const TokenMask* mask, const Cancel
   const bool draws = mask == nullptr && !has_logits_ && use.core().backend->can_draw();
   const std::optional<DrawOptions> options = draws ? sampler_.draw_options(0) : std::nullopt;
   SampledToken result = options ? draw(use, *options, cancel) : sample(use, mask, cancel);
-  use.append({&result.token, 1});
+  take(use, result.token);
+  return result;
+}
+
+void Generation::take(SessionUse& use, std::int32_t token) {
+  use.append({&token, 1});
   version_ = use.session().version_;
   ++num_generated_;
-
   const auto& stops = options_.stop_tokens;
-  if (std::find(stops.begin(), stops.end(), result.token) != stops.end()) {
+  if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
     finish(FinishReason::kStop);
   } else if ((options_.max_new_tokens && num_generated_ >= *options_.max_new_tokens) ||
              use.position() >= session_->max_tokens()) {
     finish(FinishReason::kLength);
   }
   if (finish_reason_ != FinishReason::kNone) forget_ahead(use);
-  return result;
 }
 
 void Generation::finish(FinishReason reason) noexcept {

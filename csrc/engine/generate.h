@@ -13,11 +13,13 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "engine/forward.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
 
@@ -49,6 +51,11 @@ class Generation {
   // The next token, or none when finished. After an exception it may be called again: what was
   // forwarded is kept, so that another mask can be tried.
   std::optional<SampledToken> next(const TokenMask* mask = nullptr, const CancelCheck& cancel = {});
+  // The next token of each generation, in common steps: what `next` gives them, without
+  // log-probabilities; none for those that are finished. The sessions are different ones of one
+  // model. If one fails the others have their tokens, and what it threw is thrown at the end.
+  static std::vector<std::optional<std::int32_t>> next_of_all(
+      std::span<Generation* const> generations, const CancelCheck& cancel = {});
   void close() noexcept;
 
   FinishReason finish_reason() const { return finish_reason_; }
@@ -63,9 +70,18 @@ class Generation {
   SampledToken draw(SessionUse& use, const DrawOptions& options, const CancelCheck& cancel);
   void run_ahead(SessionUse& use, DrawId draw);
   void forget_ahead(SessionUse& use) noexcept;
-  // With kDraw, `options` and `drawn` say how, and which draw it became.
-  void forward_next(SessionUse& use, const CancelCheck& cancel,
-                    const DrawOptions* options = nullptr, DrawId* drawn = nullptr);
+  // Takes over the step that was queued ahead; its draw.
+  DrawId take_ahead(SessionUse& use) noexcept;
+  bool is_last(const SessionUse& use) const;
+  SampledToken wait_draw(SessionUse& use, DrawId draw);
+  void forward_next(SessionUse& use, const CancelCheck& cancel, ForwardJob job);
+  // Around a forward of what the session lacks.
+  void begin_forward(SessionUse& use);
+  void end_forward(SessionUse& use);
+  // The token becomes the session's last.
+  void take(SessionUse& use, std::int32_t token);
+  struct Shared;
+  static void queue_all(std::deque<Shared>& all, const CancelCheck& cancel);
   void finish(FinishReason reason) noexcept;
   void check_not_moved(const SessionUse& use) const;
 

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cerrno>
@@ -217,6 +218,7 @@ std::uint64_t model_fingerprint(const ModelConfig& config, const MappedCheckpoin
   sum.add_value(static_cast<std::int64_t>(options.dense));
   sum.add_value(static_cast<std::int64_t>(plan.dtype));
   add_small_weights(sum, config, checkpoint.weights);
+  if (checkpoint.synthetic_seed) sum.add_value(*checkpoint.synthetic_seed);
   return sum.value();
 }
 
@@ -238,7 +240,9 @@ struct SessionFile {
     for (const KvGroup group : {KvGroup::kFull, KvGroup::kWindow}) {
       std::vector<std::byte> bytes(core.kv_plan.page_bytes(group));
       const PageList& list = sequence.pages(group);
-      for (std::int64_t number = list.first_page(); number < list.end_page(); ++number) {
+      // A page that is only reserved is not saved.
+      const std::int64_t end = std::min(list.end_page(), KvSequence::num_pages(sequence.length()));
+      for (std::int64_t number = list.first_page(); number < end; ++number) {
         core.scheduler.with_backend(
             [&](Backend& backend) { backend.read_page(group, list.page(number), bytes); });
         const std::int64_t used = sequence.length() - number * kPageTokens;

@@ -55,12 +55,18 @@ def arithmetic_peaks(num_threads: int = 0, seconds: float = 0.05) -> dict[str, f
 def cuda_status() -> str:
     """Why CUDA is not used; empty where it can be."""
 
+def cuda_device_text() -> str:
+    """The first CUDA device in words; empty where none can be used."""
+
 # --- kernels on arrays ----------------------------------------------------------------------------
 
 class Ops:
-    """Every op of one ISA level over a pool of threads, one call at a time; see `ops`."""
+    """Every op of one device, on the CPU of one ISA level over a pool of threads, one call at a
+    time; see `ops`."""
 
-    def __init__(self, *, isa: str | None = None, num_threads: int = 0) -> None: ...
+    def __init__(
+        self, *, isa: str | None = None, num_threads: int = 0, device: str = "cpu"
+    ) -> None: ...
     def time_kernels(self, repeats: int, evict_bytes: int = 0) -> None:
         """From now on a call's kernels run `repeats` times (in place as often), timed apart from
         its preparation, each after sweeping so many bytes through the caches; 0: once, untimed."""
@@ -130,6 +136,7 @@ class Model:
         copy: bool,
         lock: bool,
         check_scales: bool,
+        synthetic_seed: int | None = None,
     ) -> None: ...
     @property
     def closed(self) -> bool: ...
@@ -234,3 +241,6 @@ class Generation:
         """The next token; None at the end."""
 
     def close(self) -> None: ...
+
+def next_tokens(generations: list[Generation]) -> list[int | None]:
+    """The next token of each, in common steps; None for those at their end."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
     from .chat import Chat
     from .harmony import HarmonyEncoding
     from .sampling import Sampling
-    from .session import Session
+    from .session import Generation, Session
 
 _log = logging.getLogger("gpt_oss_native")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
 
 
 class Model:
@@ -54,7 +57,7 @@ class Model:
         cls,
         name_or_path: str | os.PathLike[str] = "nano",
         *,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: str = "auto",
         precision: Literal["default", "float32"] = "default",
         dense: Literal["bf16", "int8"] = "bf16",
         num_threads: int | None = None,
@@ -73,7 +76,8 @@ class Model:
         Args:
             name_or_path: "nano" (the checkpoint inside this package), a directory, or a hub
                 repository id such as "openai/gpt-oss-20b" (extra ``hub``).
-            device: "auto" takes a CUDA device where one can be used, else the CPU.
+            device: "cpu", "cuda", or "cuda:N" for one of several; "auto" takes a CUDA device where
+                one can be used, else the CPU.
             precision: "float32" keeps every activation in float32; "default" multiplies experts
                 with int8 activations, which is several times faster.
             dense: "bf16" reads attention and unembedding matrices in place; "int8" repacks them at
@@ -93,9 +97,9 @@ class Model:
             OutOfMemory: memory could not be had or locked.
         """
         start = time.perf_counter()
-        if device not in ("auto", "cpu", "cuda"):
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
             raise InvalidArgument(
-                f"[load_model] device: expected 'auto', 'cpu' or 'cuda', got {device!r}"
+                f"[load_model] device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}"
             )
         checkpoint = open_checkpoint(resolve(name_or_path, revision=revision))
         chosen = device
@@ -112,7 +116,7 @@ class Model:
             lock=lock,
             check_scales=check_scales,
         )
-        model = cls(core, checkpoint, chosen)
+        model = cls(core, checkpoint, chosen.partition(":")[0])
         _log.info(
             "loaded %s in %.3f s on %s, precision %s, dense %s\n%s",
             checkpoint.directory,
@@ -123,6 +127,37 @@ class Model:
             describe(checkpoint),
         )
         return model
+
+    @classmethod
+    def synthetic(cls, preset: str = "20b", *, device: str = "cuda", seed: int = 0) -> Model:
+        """A model of random weights, made from ``seed`` in the device's memory; for benchmarks.
+
+        ``preset`` is one of `gpt_oss_native.synthesize.PRESETS`, whose sizes and distributions it
+        has; no file is read or written, and there is no tokenizer. Raises InvalidArgument for an
+        unknown preset or a device that is not CUDA, DeviceError and OutOfMemory.
+        """
+        from .checkpoint.config import parse_config
+        from .synthesize import PRESETS, hugging_face_config
+
+        if preset not in PRESETS:
+            raise InvalidArgument(
+                f"[synthetic] expected a preset of {', '.join(PRESETS)}, got {preset!r}"
+            )
+        config = parse_config(hugging_face_config(PRESETS[preset]))
+        checkpoint = Checkpoint(Path(f"synthetic-{preset}"), "huggingface", config, (), {}, ())
+        core = _core.Model(
+            checkpoint,
+            device=device,
+            precision="default",
+            dense="bf16",
+            num_threads=0,
+            isa=None,
+            copy=False,
+            lock=False,
+            check_scales=False,
+            synthetic_seed=seed,
+        )
+        return cls(core, checkpoint, device.partition(":")[0])
 
     @property
     def config(self) -> ModelConfig:
@@ -235,6 +270,19 @@ class Model:
         list of tokens, a token out of range, a full context or a session given twice.
         """
         return _core.forward_batch([(session._core, tokens) for session, tokens in entries])
+
+    def next_tokens(self, generations: Sequence[Generation[int]]) -> list[int | None]:
+        """The next token of each of these generations, in common steps; None where one is at its
+        end.
+
+        They belong to different sessions of this model and have neither masks nor
+        log-probabilities. With a CUDA device this is how one thread serves many sequences: no
+        logits come to the host, and the next step is queued before the tokens of the last are
+        returned. Raises InvalidArgument for generations that do not go together.
+        """
+        from .session import next_of_all
+
+        return next_of_all(generations)
 
     def memory(self) -> dict[str, int]:
         """Bytes held now, by what for: private ``weights``, ``mapped`` files (shared with the page

@@ -1,9 +1,14 @@
-"""Every kernel, callable on numpy arrays: for tests and microbenchmarks.
+"""Every kernel, callable on arrays: for tests and microbenchmarks.
 
 Arrays are float32 unless said otherwise; bf16 weights are uint16 arrays of the raw bits, as
 `to_bf16` makes them. Matrices may have rows further apart than they are long. Each function takes
-``isa`` ("scalar", "avx2", "avx512", "amx"; default: the machine's best) and ``threads`` (default: all
-cores), and raises InvalidArgument where shapes or dtypes do not fit.
+``isa`` ("scalar", "avx2", "avx512", "amx"; default: the machine's best), ``threads`` (default: all
+cores) and ``device`` ("cpu", "cuda", "cuda:N"), and raises InvalidArgument where shapes or dtypes
+do not fit.
+
+Arrays of any library that lie in a CUDA device's memory and offer DLPack (torch, CuPy) run on that
+device, without a copy where their rows follow each other; what is returned is the library's, too,
+and bf16 may be its own bfloat16. On CUDA, activations enter products in bfloat16.
 
 The arithmetic of each op is that of openai/gpt-oss, gpt_oss/torch/model.py.
 """
@@ -12,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,24 +30,49 @@ from .errors import InvalidArgument
 FloatArray = npt.NDArray[np.float32]
 Bf16Array = npt.NDArray[np.uint16]
 IntArray = npt.NDArray[np.int32]
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 @functools.lru_cache(maxsize=16)
-def _table(isa: str | None, threads: int) -> _core.Ops:
-    return _core.Ops(isa=isa, num_threads=threads)
+def _table(isa: str | None, threads: int, device: str | None) -> _core.Ops:
+    return _core.Ops(isa=isa, num_threads=threads, device=device or "cpu")
+
+
+def _table_of(array: Any, isa: str | None, threads: int, device: str | None) -> _core.Ops:
+    """The table of the device that holds the array; numpy's go to the one named."""
+    if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack_device__"):
+        kind, index = array.__dlpack_device__()
+        if int(kind) in _DLPACK_CUDA:
+            return _table(None, 0, f"cuda:{index}")
+    return _table(isa, threads, device)
+
+
+def _empty(like: Any, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    """An array of the same library, in the same memory as `like`."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, dtype)
+    library = sys.modules[type(like).__module__.partition(".")[0]]
+    if hasattr(like, "new_empty"):  # torch
+        return like.new_empty(shape, dtype=getattr(library, dtype))
+    return library.empty(shape, dtype)
 
 
 @contextlib.contextmanager
 def time_kernels(
-    repeats: int, *, evict_bytes: int = 0, isa: str | None = None, threads: int = 0
+    repeats: int,
+    *,
+    evict_bytes: int = 0,
+    isa: str | None = None,
+    threads: int = 0,
+    device: str | None = None,
 ) -> Iterator[None]:
     """Within it, each call runs its kernels ``repeats`` times and `kernel_seconds` tells how long.
 
     What a call prepares (packed weights, pages of keys and values) is made once and not counted;
     before each repeat so many bytes are swept through the caches. Ops that work in place are
-    applied so many times. ``isa`` and ``threads`` are those of the calls.
+    applied so many times. ``isa``, ``threads`` and ``device`` are those of the calls.
     """
-    table = _table(isa, threads)
+    table = _table(isa, threads, device)
     table.time_kernels(repeats, evict_bytes)
     try:
         yield
@@ -49,9 +80,11 @@ def time_kernels(
         table.time_kernels(0)
 
 
-def kernel_seconds(*, isa: str | None = None, threads: int = 0) -> list[float]:
+def kernel_seconds(
+    *, isa: str | None = None, threads: int = 0, device: str | None = None
+) -> list[float]:
     """Seconds of the kernels of the last call made with these options, one a repeat."""
-    return _table(isa, threads).kernel_seconds()
+    return _table(isa, threads, device).kernel_seconds()
 
 
 def _rows_and_cols(op: str, name: str, array: npt.NDArray[Any]) -> tuple[int, int]:
@@ -75,11 +108,16 @@ def from_bf16(bits: Bf16Array) -> FloatArray:
 
 
 def embed(
-    tokens: IntArray, table: Bf16Array, *, isa: str | None = None, threads: int = 0
+    tokens: IntArray,
+    table: Bf16Array,
+    *,
+    isa: str | None = None,
+    threads: int = 0,
+    device: str | None = None,
 ) -> FloatArray:
     """Rows [num_tokens][hidden] of the embedding ``table`` [vocab][hidden] bf16."""
-    out = np.empty((tokens.size, _rows_and_cols("embed", "table", table)[1]), np.float32)
-    _table(isa, threads).embed(tokens, table, out)
+    out: FloatArray = _empty(table, (len(tokens), _rows_and_cols("embed", "table", table)[1]))
+    _table_of(table, isa, threads, device).embed(tokens, table, out)
     return out
 
 
@@ -90,10 +128,11 @@ def rms_norm(
     eps: float = 1e-5,
     isa: str | None = None,
     threads: int = 0,
+    device: str | None = None,
 ) -> FloatArray:
     """``x / sqrt(mean(x**2) + eps) * scale`` along rows; x [num_tokens][hidden], scale [hidden]."""
-    out = np.empty(x.shape, np.float32)
-    _table(isa, threads).rms_norm(x, scale, eps, out)
+    out: FloatArray = _empty(x, x.shape)
+    _table_of(x, isa, threads, device).rms_norm(x, scale, eps, out)
     return out
 
 
@@ -106,6 +145,7 @@ def linear(
     add_to: FloatArray | None = None,
     isa: str | None = None,
     threads: int = 0,
+    device: str | None = None,
 ) -> FloatArray:
     """``x @ weight.T + bias`` [num_tokens][rows], added to ``add_to`` in place where given.
 
@@ -119,13 +159,15 @@ def linear(
         _rows_and_cols("linear", "x", x)[0],
         _rows_and_cols("linear", "weight", weight)[0],
     )
-    out = np.empty((num_tokens, rows), np.float32) if add_to is None else add_to
-    _table(isa, threads).linear(x, weight, bias, add_to is not None, dense == "int8", out)
+    out: FloatArray = _empty(x, (num_tokens, rows)) if add_to is None else add_to
+    _table_of(x, isa, threads, device).linear(
+        x, weight, bias, add_to is not None, dense == "int8", out
+    )
     return out
 
 
 def quantize_int8(
-    x: FloatArray, *, isa: str | None = None, threads: int = 0
+    x: FloatArray, *, isa: str | None = None, threads: int = 0, device: str | None = None
 ) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """Blocks of 32 along rows: codes [rows][cols] and scales [rows][cols / 32], x = code * scale.
 
@@ -133,14 +175,14 @@ def quantize_int8(
     never hold -128; a block that is not finite has scale NaN.
     """
     rows, cols = _rows_and_cols("quantize_int8", "x", x)
-    codes = np.empty((rows, cols), np.int8)
-    scales = np.empty((rows, cols // 32), np.float32)
-    _table(isa, threads).quantize_int8(x, codes, scales)
+    codes = _empty(x, (rows, cols), "int8")
+    scales = _empty(x, (rows, cols // 32))
+    _table_of(x, isa, threads, device).quantize_int8(x, codes, scales)
     return codes, scales
 
 
 def quantize_int15(
-    x: FloatArray, *, isa: str | None = None, threads: int = 0
+    x: FloatArray, *, isa: str | None = None, threads: int = 0, device: str | None = None
 ) -> tuple[npt.NDArray[np.int16], FloatArray]:
     """Blocks of 32 along rows: codes [rows][cols] and scales [rows][cols / 32], x = code * scale.
 
@@ -148,9 +190,9 @@ def quantize_int15(
     (127 * 128), which codes stay within; a block that is not finite has scale NaN.
     """
     rows, cols = _rows_and_cols("quantize_int15", "x", x)
-    codes = np.empty((rows, cols), np.int16)
-    scales = np.empty((rows, cols // 32), np.float32)
-    _table(isa, threads).quantize_int15(x, codes, scales)
+    codes = _empty(x, (rows, cols), "int16")
+    scales = _empty(x, (rows, cols // 32))
+    _table_of(x, isa, threads, device).quantize_int15(x, codes, scales)
     return codes, scales
 
 
@@ -166,6 +208,7 @@ def linear_mxfp4(
     precision: str = "default",
     isa: str | None = None,
     threads: int = 0,
+    device: str | None = None,
 ) -> FloatArray:
     """``out[out_rows] = x[x_rows] @ weight.T + bias`` with one expert's MXFP4 matrix.
 
@@ -182,8 +225,8 @@ def linear_mxfp4(
     if out_rows is None:
         out_rows = np.arange(len(x_rows), dtype=np.int32)
     if out is None:
-        out = np.empty((len(x_rows), len(blocks)), np.float32)
-    table = _table(isa, threads)
+        out = _empty(x, (len(x_rows), len(blocks)))
+    table = _table_of(x, isa, threads, device)
     table.linear_mxfp4(x, blocks, scales, bias, x_rows, out_rows, precision == "default", out)
     return out
 
@@ -195,26 +238,33 @@ def swiglu(
     alpha: float = 1.702,
     isa: str | None = None,
     threads: int = 0,
+    device: str | None = None,
 ) -> FloatArray:
     """``gate * sigmoid(alpha * gate) * (up + 1)`` [rows][cols] from interleaved [rows][2 * cols].
 
     Even columns are gates, clamped from above at ``limit``; odd ones are ups, clamped both ways.
     """
     rows, cols = _rows_and_cols("swiglu", "gate_up", gate_up)
-    out = np.empty((rows, cols // 2), np.float32)
-    _table(isa, threads).swiglu(gate_up, limit, alpha, out)
+    out: FloatArray = _empty(gate_up, (rows, cols // 2))
+    _table_of(gate_up, isa, threads, device).swiglu(gate_up, limit, alpha, out)
     return out
 
 
 def rope(
-    x: FloatArray, cos_sin: FloatArray, *, isa: str | None = None, threads: int = 0
+    x: FloatArray,
+    cos_sin: FloatArray,
+    *,
+    isa: str | None = None,
+    threads: int = 0,
+    device: str | None = None,
 ) -> FloatArray:
     """Rotates the halves of each head of 64; x [num_tokens][heads * 64] is left as it is.
 
     cos_sin [num_tokens][64]: 32 cosines, then 32 sines (YaRN's concentration included).
     """
-    out = np.array(x, order="C")
-    _table(isa, threads).rope(out, cos_sin)
+    out: FloatArray = _empty(x, tuple(x.shape))
+    out[:] = x
+    _table_of(x, isa, threads, device).rope(out, cos_sin)
     return out
 
 
@@ -229,6 +279,7 @@ def attention(
     split: bool = False,
     isa: str | None = None,
     threads: int = 0,
+    device: str | None = None,
 ) -> FloatArray:
     """Causal attention of the last ``len(q)`` positions over all ``len(k)``; [queries][heads * 64].
 
@@ -236,8 +287,8 @@ def attention(
     in each head's softmax denominator. ``window`` > 0 lets a query see so many keys, itself
     included. ``split`` computes pieces of the keys apart and merges them: the same bits.
     """
-    out = np.empty(q.shape, np.float32)
-    _table(isa, threads).attention(q, k, v, sinks, window, kv_dtype, split, out)
+    out: FloatArray = _empty(q, q.shape)
+    _table_of(q, isa, threads, device).attention(q, k, v, sinks, window, kv_dtype, split, out)
     return out
 
 
@@ -248,6 +299,7 @@ def router_topk(
     forced: IntArray | None = None,
     isa: str | None = None,
     threads: int = 0,
+    device: str | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Experts and weights [num_tokens][experts_per_token]: top logits, softmax over those only.
 
@@ -258,9 +310,9 @@ def router_topk(
             f"[router_topk] expected 1 expert a token or more, got {experts_per_token}"
         )
     shape = (_rows_and_cols("router_topk", "logits", logits)[0], experts_per_token)
-    expert_ids = np.empty(shape, np.int32)
-    weights = np.empty(shape, np.float32)
-    _table(isa, threads).router_topk(logits, expert_ids, weights, forced)
+    expert_ids = _empty(logits, shape, "int32")
+    weights = _empty(logits, shape)
+    _table_of(logits, isa, threads, device).router_topk(logits, expert_ids, weights, forced)
     return expert_ids, weights
 
 
@@ -271,12 +323,13 @@ def moe_combine(
     *,
     isa: str | None = None,
     threads: int = 0,
+    device: str | None = None,
 ) -> FloatArray:
     """Adds the weighted sum over choices to ``add_to`` [num_tokens][hidden] in place; returns it.
 
     expert_out [num_tokens * experts_per_token][hidden], weights [num_tokens][experts_per_token].
     """
-    _table(isa, threads).moe_combine(expert_out, weights, add_to)
+    _table_of(expert_out, isa, threads, device).moe_combine(expert_out, weights, add_to)
     return add_to
 
 

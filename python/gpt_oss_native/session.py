@@ -292,12 +292,16 @@ class Generation(Iterator[TokenOrId]):
         token: Any = self._core.next() if self._mask is None else self._core.next(self._mask())
         if token is None:
             raise StopIteration
-        if self._detokenizer is not None and self._stop is not None:
-            delta = self._detokenizer.push(token if isinstance(token, int) else token[0])
-            if delta and self._stop.push(delta)[1]:
-                self._stopped = True
-                self._core.close()
+        self._look_for_stop(token if isinstance(token, int) else token[0])
         return token if isinstance(token, int) else Token(*token)  # type: ignore[return-value]
+
+    def _look_for_stop(self, token: int) -> None:
+        if self._detokenizer is None or self._stop is None:
+            return
+        delta = self._detokenizer.push(token)
+        if delta and self._stop.push(delta)[1]:
+            self._stopped = True
+            self._core.close()
 
     def close(self) -> None:
         """Stops here; the session keeps what was yielded and stays usable."""
@@ -313,6 +317,21 @@ class Generation(Iterator[TokenOrId]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def next_of_all(generations: Sequence[Generation[int]]) -> list[int | None]:
+    """`Model.next_tokens`."""
+    for index, generation in enumerate(generations):
+        if generation._mask is not None:
+            raise InvalidArgument(
+                f"[next_tokens] generations[{index}]: expected one without a mask or allowed "
+                "tokens; take its tokens one by one"
+            )
+    tokens = _core.next_tokens([generation._core for generation in generations])
+    for generation, token in zip(generations, tokens, strict=True):
+        if token is not None:
+            generation._look_for_stop(token)
+    return tokens
 
 
 def _with_allowed(mask: MaskFunction | None, sampling: Sampling) -> MaskFunction | None:

@@ -112,8 +112,8 @@ struct DrawCut {
 template <int kThreads>
 class Histograms {
  public:
-  // `visit(add)` calls add(key, measure) for every item, the same in each of the four passes; every
-  // thread of the block comes here.
+  // `visit(add)` calls add(key, measure) for every item, the same in each of the four passes, with
+  // measure() what the item counts for; every thread of the block comes here.
   template <typename Visit>
   __device__ DrawCut find(std::uint64_t limit, Visit&& visit) {
     DrawCut cut;
@@ -122,10 +122,9 @@ class Histograms {
       __syncthreads();
       const std::uint32_t prefix = cut.key;
       unsigned long long* mine = sums_[threadIdx.x / kWarp];
-      visit([&](std::uint32_t key, std::uint64_t measure) {
-        if ((static_cast<std::uint64_t>(key) >> (shift + 8)) ==
-            (static_cast<std::uint64_t>(prefix) >> (shift + 8))) {
-          atomicAdd(mine + (key >> shift & (kBins - 1)), measure);
+      visit([&](std::uint32_t key, auto&& measure) {
+        if (std::uint64_t{key} >> (shift + 8) == std::uint64_t{prefix} >> (shift + 8)) {
+          atomicAdd(mine + (key >> shift & (kBins - 1)), measure());
         }
       });
       __syncthreads();
@@ -135,7 +134,7 @@ class Histograms {
         sums_[0][bin] = sum;
       }
       __syncthreads();
-      if (threadIdx.x == 0) choose(cut, limit, shift);
+      if (threadIdx.x < kWarp) choose(cut, limit, shift);
       __syncthreads();
       cut = chosen_;
       __syncthreads();
@@ -147,11 +146,26 @@ class Histograms {
   static constexpr int kWarps = kThreads / kWarp;
   static constexpr int kBins = 256;
 
+  // The digit in which the limit falls, or the last in use if all together stay below it. A lane
+  // looks at eight bins, the first lane at the highest.
   __device__ void choose(DrawCut cut, std::uint64_t limit, int shift) {
-    // The digit in which the limit falls, or the last in use if all together stay below it.
-    std::uint32_t digit = kBins - 1;
-    std::uint64_t before = cut.before;
-    for (int bin = kBins; bin-- > 0;) {
+    constexpr int kLaneBins = kBins / kWarp;
+    const int lane = threadIdx.x;
+    const int highest = kBins - 1 - lane * kLaneBins;
+    std::uint64_t sum = 0;
+    for (int i = 0; i < kLaneBins; ++i) sum += sums_[0][highest - i];
+    std::uint64_t reached = sum;
+    for (int step = 1; step < kWarp; step *= 2) {
+      const std::uint64_t other = __shfl_up_sync(~0u, reached, step);
+      if (lane >= step) reached += other;
+    }
+    const unsigned in_use = __ballot_sync(~0u, sum > 0);
+    const unsigned enough = __ballot_sync(~0u, sum > 0 && cut.before + reached >= limit);
+    const int owner = enough != 0 ? __ffs(enough) - 1 : in_use != 0 ? 31 - __clz(in_use) : 0;
+    if (lane != owner) return;
+    std::uint64_t before = cut.before + reached - sum;
+    auto digit = static_cast<std::uint32_t>(kBins - 1);
+    for (int bin = highest; bin > highest - kLaneBins; --bin) {
       if (sums_[0][bin] == 0) continue;
       digit = static_cast<std::uint32_t>(bin);
       cut.before = before;

@@ -166,9 +166,9 @@ class Choice {
     const std::uint64_t tied_weight = weights_.of(key_value(cut_));
     const DrawCut cut = shared_.histograms.find(limit, [&](auto&& add) {
       // Ties at the cut of top-k count as many times as they stay.
-      if (has_cut_ && threadIdx.x == 0) add(cut_, num_ties_ * tied_weight);
+      if (has_cut_ && threadIdx.x == 0) add(cut_, [&] { return num_ties_ * tied_weight; });
       visit_from(lightest, [&](std::int64_t, float logit, std::uint32_t key) {
-        if (!has_cut_ || key > cut_) add(key, weights_.of(logit));
+        if (!has_cut_ || key > cut_) add(key, [&] { return weights_.of(logit); });
       });
     });
     const std::uint64_t weight = weights_.of(key_value(cut.key));
@@ -189,13 +189,15 @@ class Choice {
                   .find(k,
                         [&](auto&& add) {
                           for (std::int64_t i = threadIdx.x; i < num_chunks_; i += kChoiceThreads) {
-                            add(keys_[i], 1);
+                            add(keys_[i], [] { return std::uint64_t{1}; });
                           }
                         })
                   .key;
     }
     const DrawCut cut = shared_.histograms.find(k, [&](auto&& add) {
-      visit(bound, [&](std::int64_t, float, std::uint32_t key) { add(key, 1); });
+      visit(bound, [&](std::int64_t, float, std::uint32_t key) {
+        add(key, [] { return std::uint64_t{1}; });
+      });
     });
     cut_ = cut.key;
     has_cut_ = true;
@@ -244,7 +246,9 @@ class Choice {
          chunk += kChoiceThreads / kWarp) {
       std::uint64_t sum = 0;
       std::uint32_t ties = 0;
-      if (!has_cut_ || keys_[chunk] >= cut_) {
+      const bool is_seen =
+          has_cut_ ? keys_[chunk] >= cut_ : kept_weight(key_value(keys_[chunk]), keys_[chunk]) > 0;
+      if (is_seen) {
         for (std::int64_t token = chunk * kDrawChunk + lane;
              token < min((chunk + 1) * kDrawChunk, args_.vocab); token += kWarp) {
           if (!is_allowed(row_, token)) continue;

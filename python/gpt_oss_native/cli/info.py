@@ -74,7 +74,7 @@ def machine() -> Facts:
         "threads": _core.default_num_threads(),
         "memory_bytes": total,
         "memory_available_bytes": available,
-        "cuda": f"not used: {cuda}" if cuda else "usable",
+        "cuda": f"not used: {cuda}" if cuda else _core.cuda_device_text(),
     }
 
 

@@ -46,7 +46,13 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Where and how the model runs."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:N of several, or auto: cuda where it can be used (default)",
+    )
     group.add_argument(
         "--precision",
         choices=("default", "float32"),
@@ -130,10 +136,22 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _device(text: str) -> str:
+    """The argument itself, if it can be a device's name."""
+    kind, colon, index = text.partition(":")
+    if kind in ("auto", "cpu", "cuda") and (not colon or (kind == "cuda" and index.isdecimal())):
+        return text
+    raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, got {text!r}")
+
+
 def load_model(args: argparse.Namespace, name: str | None = None) -> Model:
     """The model that the arguments ask for."""
     from ..model import Model
 
+    if getattr(args, "synthetic", None):
+        return Model.synthetic(
+            args.synthetic, device="cuda" if args.device == "auto" else args.device
+        )
     return Model.load(
         args.model if name is None else name,
         device=args.device,
