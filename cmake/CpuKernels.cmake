@@ -17,6 +17,7 @@ function(gptoss_add_cpu_kernels target)
     set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
       -mavx2 -mfma -mf16c -mbmi2 -mprefer-vector-width=512)
     gptoss_add_isa(${target} avx512 ${avx512})
-    gptoss_add_isa(${target} amx ${avx512} -mavx512vbmi -mavx512bf16 -mamx-tile -mamx-bf16)
+    gptoss_add_isa(${target} amx ${avx512} -mavx512vbmi -mavx512bf16 -mamx-tile -mamx-bf16
+      -fno-exceptions)  # or the scope of the tiles leaves a weak symbol
   endif()
 endfunction()
