@@ -3,6 +3,7 @@
 #   make test    install, and run every test
 #   make lint    formatters, linters and type checks
 #   make dev     compile into the checkout, for working on it
+#   make cuda    the same with the CUDA engine, for the GPUs that CUDA_ARCHS names
 #   make sanitize  the tests under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ ORACLE ?= 1
 SOURCES := $(shell find csrc cmake python -type f -not -name '*.pyc' -not -name '*.so') \
            CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint dev sanitize clean
+.PHONY: demo test lint dev cuda sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gpt-oss-native chat --once "What is 57 + 68?"
@@ -27,6 +28,12 @@ dev: $(VENV)/.dev
 	$(BIN)/cmake --preset cpu -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build --preset cpu
+
+CUDA_ARCHS ?= 80;86;89;90a;100;120
+cuda: $(VENV)/.dev
+	$(BIN)/cmake --preset cuda -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DGPTOSS_CUDA_ARCHS="$(CUDA_ARCHS)"
+	$(BIN)/cmake --build --preset cuda
 
 sanitize: $(VENV)/.dev $(VENV)/.test
 	sh tests/sanitize.sh $(abspath $(BIN)) $(PYTEST_ARGS)

@@ -155,6 +155,13 @@ def test_intrinsics_stand_only_where_an_instruction_set_is_named() -> None:
     assert not wrong, wrong
 
 
+def test_kernel_files_begin_with_what_they_compute() -> None:
+    kernels = sorted((CSRC / "cuda" / "kernels").glob("*.cu"))
+    assert len(kernels) > 10
+    wrong = [path.name for path in kernels if not path.read_text().startswith("// ")]
+    assert not wrong, wrong
+
+
 def test_absence_is_a_file_and_not_an_ifdef() -> None:
     # Whether there is CUDA is decided by linking cuda/ or cuda/no_cuda.cc.
     wrong = [

@@ -15,6 +15,25 @@ constexpr int kScanThreads = 256;  // a warp a chunk
 constexpr int kScanChunks = kScanThreads / kWarp;
 constexpr int kChoiceThreads = 512;
 
+// f(token, logit) for the lane's tokens of a chunk; all are loaded before the first is looked at.
+template <typename Body>
+__device__ __forceinline__ void for_chunk(const float* logits, std::int64_t vocab,
+                                          std::int64_t chunk, Body&& body) {
+  constexpr int kEach = static_cast<int>(kDrawChunk) / kWarp;
+  const std::int64_t first = chunk * kDrawChunk + threadIdx.x % kWarp;
+  float values[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const std::int64_t token = first + i * kWarp;
+    values[i] = token < vocab ? logits[token] : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const std::int64_t token = first + i * kWarp;
+    if (token < vocab) body(token, values[i]);
+  }
+}
+
 __device__ void publish(const DrawTokensArgs& args, const DrawRow& row, std::int32_t token) {
   args.tokens[row.slot] = token < 0 ? 0 : token;
   const std::uint64_t result = std::uint64_t{row.tag} << 32 | static_cast<std::uint32_t>(token);
@@ -56,17 +75,15 @@ __global__ void __launch_bounds__(kScanThreads)
   const int lane = threadIdx.x % kWarp;
   std::uint64_t best = 0;
   std::uint32_t flags = 0;
-  for (std::int64_t token = chunk * kDrawChunk + lane;
-       token < min((chunk + 1) * kDrawChunk, args.vocab); token += kWarp) {
-    const float logit = logits[token];
+  for_chunk(logits, args.vocab, chunk, [&](std::int64_t token, float logit) {
     flags |= isnan(logit)   ? kFoundNan
              : isinf(logit) ? (logit > 0 ? kFoundPlusInf : 0)
                             : kFoundFinite;
-    if (!is_allowed(row, token)) continue;
+    if (!is_allowed(row, token)) return;
     const std::uint64_t packed =
         std::uint64_t{logit_key(logit)} << 32 | static_cast<std::uint32_t>(~token);
     best = max(best, packed);
-  }
+  });
   for (int step = kWarp / 2; step > 0; step /= 2) {
     best = max(best, __shfl_xor_sync(~0u, best, step));
     flags |= __shfl_xor_sync(~0u, flags, step);
@@ -96,10 +113,9 @@ __global__ void __launch_bounds__(kScanThreads)
   const int lane = threadIdx.x % kWarp;
   const DrawWeights weights{static_cast<double>(state.largest), row.inverse_temperature};
   std::uint64_t sum = 0;
-  for (std::int64_t token = chunk * kDrawChunk + lane;
-       token < min((chunk + 1) * kDrawChunk, args.vocab); token += kWarp) {
-    if (is_allowed(row, token)) sum += weights.of(logits[token]);
-  }
+  for_chunk(logits, args.vocab, chunk, [&](std::int64_t token, float logit) {
+    if (is_allowed(row, token)) sum += weights.of(logit);
+  });
   for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   if (lane != 0) return;
   space.sums(blockIdx.y)[chunk] = sum;
@@ -144,12 +160,10 @@ class Choice {
     for (std::int64_t chunk = threadIdx.x / kWarp; chunk < num_chunks_;
          chunk += kChoiceThreads / kWarp) {
       if (keys_[chunk] < least) continue;
-      for (std::int64_t token = chunk * kDrawChunk + threadIdx.x % kWarp;
-           token < min((chunk + 1) * kDrawChunk, args_.vocab); token += kWarp) {
-        const float logit = logits_[token];
+      for_chunk(logits_, args_.vocab, chunk, [&](std::int64_t token, float logit) {
         const std::uint32_t key = logit_key(logit);
         if (key >= least && is_allowed(row_, token)) body(token, logit, key);
-      }
+      });
     }
   }
 
@@ -224,11 +238,9 @@ class Choice {
       if (has_cut_ && keys_[chunk] < cut_) continue;
       const auto heaviest = static_cast<double>(weights_.of(key_value(keys_[chunk])));
       if (heaviest < lightest) continue;
-      for (std::int64_t token = chunk * kDrawChunk + threadIdx.x % kWarp;
-           token < min((chunk + 1) * kDrawChunk, args_.vocab); token += kWarp) {
-        const float logit = logits_[token];
+      for_chunk(logits_, args_.vocab, chunk, [&](std::int64_t token, float logit) {
         if (is_allowed(row_, token)) body(token, logit, logit_key(logit));
-      }
+      });
     }
   }
 
@@ -249,17 +261,15 @@ class Choice {
       const bool is_seen =
           has_cut_ ? keys_[chunk] >= cut_ : kept_weight(key_value(keys_[chunk]), keys_[chunk]) > 0;
       if (is_seen) {
-        for (std::int64_t token = chunk * kDrawChunk + lane;
-             token < min((chunk + 1) * kDrawChunk, args_.vocab); token += kWarp) {
-          if (!is_allowed(row_, token)) continue;
-          const float logit = logits_[token];
+        for_chunk(logits_, args_.vocab, chunk, [&](std::int64_t token, float logit) {
+          if (!is_allowed(row_, token)) return;
           const std::uint32_t key = logit_key(logit);
           if (has_cut_ && key == cut_) {
             ++ties;
           } else {
             sum += kept_weight(logit, key);
           }
-        }
+        });
         for (int step = kWarp / 2; step > 0; step /= 2) {
           sum += __shfl_xor_sync(~0u, sum, step);
           ties += __shfl_xor_sync(~0u, ties, step);
