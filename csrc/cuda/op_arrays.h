@@ -53,6 +53,8 @@ class OpMatrix {
     check(cudaMemcpy2D(const_cast<void*>(to), bytes(to_stride), from, bytes(from_stride),
                        bytes(view_.cols), static_cast<std::size_t>(view_.rows), cudaMemcpyDefault),
           "op");
+    // A copy from pageable memory may still be on its way, and kernels run on another stream.
+    check(cudaStreamSynchronize(cudaStreamLegacy), "op");
   }
 
   MatrixView<T> view_;

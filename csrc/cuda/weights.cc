@@ -186,17 +186,19 @@ std::size_t DeviceWeights::planned_bytes(const ModelConfig& config) {
   return arena.num_bytes();
 }
 
-DeviceWeights::DeviceWeights(const ModelConfig& config, const TensorSource& source) {
+DeviceWeights::DeviceWeights(const ModelConfig& config, const TensorSource& source,
+                             std::size_t workspace_bytes) {
   Upload upload(source);
-  // Counted with the staging memory it takes to get there; the plan is not run.
   const std::size_t weights_bytes = planned_bytes(config);
   std::size_t free_bytes = 0;
   std::size_t total_bytes = 0;
   check(cudaMemGetInfo(&free_bytes, &total_bytes), "load_model");
-  GPTOSS_REQUIRE(OutOfMemory, weights_bytes + upload.staging_bytes() <= free_bytes,
-                 "[load_model] expected ", weights_bytes,
-                 " bytes of device memory for weights and ", upload.staging_bytes(),
-                 " to load them, ", free_bytes, " of ", total_bytes,
+  // Staging memory is given back before the workspace is taken.
+  const std::size_t more = std::max(upload.staging_bytes(), workspace_bytes);
+  GPTOSS_REQUIRE(OutOfMemory, weights_bytes + more <= free_bytes, "[load_model] expected ",
+                 weights_bytes, " bytes of device memory for weights and ", workspace_bytes,
+                 " for the workspace of a step (", upload.staging_bytes(), " while loading), ",
+                 free_bytes, " of ", total_bytes,
                  " are free; close other models or use another device");
   memory_ = DeviceBuffer(weights_bytes, "load_model");
   Arena arena(memory_.as<std::uint8_t>());

@@ -40,9 +40,9 @@ DeviceModel lay_out(const ModelConfig& config, Arena& arena);
 
 class DeviceWeights {
  public:
-  // Throws OutOfMemory with the numbers when weights and staging do not fit, CheckpointError for a
-  // model whose sizes the kernels do not take. Nothing stays allocated then.
-  DeviceWeights(const ModelConfig& config, const TensorSource& source);
+  // Throws OutOfMemory with the numbers, before anything is allocated, when weights do not fit
+  // beside what it takes to load them and the workspace that steps will want.
+  DeviceWeights(const ModelConfig& config, const TensorSource& source, std::size_t workspace_bytes);
 
   static std::size_t planned_bytes(const ModelConfig& config);
 

@@ -98,9 +98,12 @@ def test_linear_mxfp4_agrees_with_the_reference(
 @pytest.mark.parametrize("scale", [0, 1, 2, 127, 200, 253, 254])
 def test_linear_mxfp4_takes_every_scale(table: Any, rng: np.random.Generator, scale: int) -> None:
     blocks = rng.integers(0, 256, (32, 2, 16), dtype=np.uint8)
+    if scale >= 253:
+        blocks &= 0xBB  # up to 1.5: weights of 2^128 and more are beyond bfloat16 and float32
     scales = np.full((32, 2), scale, np.uint8)
     # Products stay within float32, the largest and the smallest scales included.
-    x = np.ldexp(normal(rng, 3, 64), 127 - scale).clip(-3e38, 3e38).astype(np.float32)
+    exponent = min(127 - scale, 120)
+    x = np.ldexp(normal(rng, 3, 64).astype(np.float64), exponent).astype(np.float32)
     rows = np.arange(3, dtype=np.int32)
     out = Output(3, 32)
     table.linear_mxfp4(x, blocks, scales, np.zeros(32, np.uint16), rows, rows, True, out.view)
