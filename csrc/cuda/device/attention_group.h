@@ -8,6 +8,8 @@
 
 #include "cuda/device/attention_keys.h"
 #include "cuda/device/softmax.h"
+#include "cuda/ptx/async_copy.h"
+#include "cuda/ptx/dependent_launch.h"
 #include "cuda/ptx/ldmatrix.h"
 #include "cuda/ptx/mma.h"
 
@@ -116,6 +118,48 @@ __device__ __forceinline__ void attend_group(const std::uint32_t (&q)[4][4],
       ptx::mma_m16n8k16(state.out[2 * pair + 1], a, v[2], v[3]);
     }
   }
+}
+
+// A warp attends to groups 0 ... num_groups - 1, which begin at group_begin(i), of the keys before
+// `end`, through a ring of kStages groups. Old keys are fetched before the kernels that this one
+// depends on have ended, the query (query_from as in load_query) and new keys after.
+template <int kHalves, int kStages, typename GroupBegin>
+__device__ __forceinline__ WarpSoftmax<kHalves> attend_groups(
+    const Keys& keys, int num_groups, const GroupBegin& group_begin, int end,
+    const __nv_bfloat16* query_from, int num_heads, std::uint8_t* ring, int lane) {
+  constexpr int kStageBytes = 2 * kKeyGroupBytes;
+#pragma unroll
+  for (int i = 0; i < kStages; ++i) {
+    if (i < num_groups) copy_group<Part::kOld>(keys, group_begin(i), ring + i * kStageBytes, lane);
+    ptx::cp_async_commit();
+  }
+  ptx::wait_for_dependencies();
+  std::uint32_t q[4][4];
+  load_query<kHalves>(query_from, num_heads, lane, q);
+  const int staged = min(kStages, num_groups);
+  if (staged > 0 && group_begin(staged - 1) + kKeyGroup > keys.old_end) {
+#pragma unroll
+    for (int i = 0; i < kStages; ++i) {
+      if (i < staged) copy_group<Part::kNew>(keys, group_begin(i), ring + i * kStageBytes, lane);
+    }
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+  }
+  WarpSoftmax<kHalves> state;
+  for (int i = 0; i < num_groups; ++i) {
+    ptx::cp_async_wait<kStages - 1>();
+    __syncwarp();  // the other lanes' copies
+    std::uint8_t* stage = ring + i % kStages * kStageBytes;
+    attend_group<kHalves>(q, stage, group_begin(i), keys.first, end, lane, state);
+    __syncwarp();  // all have read the stage before it is filled again
+    if (i + kStages < num_groups) {
+      copy_group<Part::kAll>(keys, group_begin(i + kStages), stage, lane);
+    }
+    ptx::cp_async_commit();
+  }
+  ptx::cp_async_wait<0>();
+  __syncwarp();
+  return state;
 }
 
 }  // namespace gptoss::cuda

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cuda/device/attention_group.h"
+#include "cuda/device/reduce.h"
 #include "cuda/kernels/attention_decode.h"
 #include "cuda/ptx/cluster.h"
 
@@ -110,11 +111,13 @@ __device__ __forceinline__ void merge_pieces(const HeadTile& tile, const PieceSl
   constexpr int kRows = 8;  // at a time: a row's four dims a thread
   constexpr int kRowBytes = kDim * 4;
   static_assert(kMergeThreads == kRows * kDim / 4);
-  __shared__ float2 norms[kMaxPieces][kRows];
+  static_assert(kMaxPieces == kWarp);
+  __shared__ float2 norms[kMaxPieces][kRows];  // weight, sum
   const std::int64_t stride = tile.args.num_heads;
   const int thread = static_cast<int>(threadIdx.x);
   const int my_row = thread / (kMergeThreads / kRows);
   const int my_chunk = thread % (kMergeThreads / kRows);
+  const int lane = thread % kWarp;
   const int at_once = smem_bytes / (kRows * kRowBytes);
   const auto place = [&](int piece) {
     return smem + (piece * kRows + my_row) * kRowBytes + my_chunk * kCopyBytes;
@@ -122,41 +125,44 @@ __device__ __forceinline__ void merge_pieces(const HeadTile& tile, const PieceSl
   for (int first_row = 0; first_row < tile.num_heads; first_row += kRows) {
     const int rows = min(kRows, tile.num_heads - first_row);
     const std::int64_t first = tile.first_head + first_row;
-    for (int i = thread; i < num_pieces * kRows; i += kMergeThreads) {
-      const int row = i % kRows;
-      if (row >= rows) continue;
-      norms[i / kRows][row] = __ldcg(slots.norm + i / kRows * stride + first + row);
+    const auto copy = [&](int begin, int end) {
+      for (int piece = begin; piece < end && my_row < rows; ++piece) {
+        ptx::cp_async_16(place(piece - begin),
+                         slots.out + (piece * stride + first + my_row) * kDim + my_chunk * 4);
+      }
+      ptx::cp_async_commit();
+    };
+    copy(0, min(at_once, num_pieces));
+    // Lane p weighs piece p of the two rows that its warp sums.
+    const int row = thread / kWarp * 2;
+    float sums[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool there = row + i < rows && lane < num_pieces;
+      const float2 norm = there ? __ldcg(slots.norm + lane * stride + first + row + i)
+                                : float2{kMinusInfinity, 0.0f};
+      const float sink = row + i < rows ? tile.sink(first_row + row + i) : 0.0f;
+      const float base = exponent_base(fmaxf(sink, warp_max(norm.x)));
+      if (there) norms[lane][row + i] = float2{ptx::exp2_approx(norm.x - base), norm.y};
+      sums[i] = ptx::exp2_approx(sink - base);
     }
-    const bool mine = my_row < rows;
-    float base = 0.0f;
-    float sum = 0.0f;
+    __syncwarp();  // the warp's weights are there
+    float sum = lane < kWarp / 2 ? sums[0] : sums[1];
     float4 out{0, 0, 0, 0};
     for (int begin = 0; begin < num_pieces; begin += at_once) {
       const int end = min(begin + at_once, num_pieces);
-      for (int piece = begin; piece < end && mine; ++piece) {
-        const float* from = slots.out + (piece * stride + first + my_row) * kDim + my_chunk * 4;
-        ptx::cp_async_16(place(piece - begin), from);
-      }
-      ptx::cp_async_commit();
-      ptx::cp_async_wait<0>();
-      __syncthreads();  // the norms; each thread reads only what it has copied of the rest
-      if (!mine) continue;
-      if (begin == 0) {
-        const float sink = tile.sink(first_row + my_row);
-        float max = sink;
-        for (int piece = 0; piece < num_pieces; ++piece) max = fmaxf(max, norms[piece][my_row].x);
-        base = exponent_base(max);
-        sum = ptx::exp2_approx(sink - base);
-      }
+      if (begin > 0) copy(begin, end);
+      ptx::cp_async_wait<0>();  // each thread reads only what it has copied
+      if (my_row >= rows) continue;
+#pragma unroll 8
       for (int piece = begin; piece < end; ++piece) {
         const float2 norm = norms[piece][my_row];
-        const float factor = ptx::exp2_approx(norm.x - base);
-        sum = fmaf(factor, norm.y, sum);
-        scale_add(out, factor, *reinterpret_cast<const float4*>(place(piece - begin)));
+        sum = fmaf(norm.x, norm.y, sum);
+        scale_add(out, norm.x, *reinterpret_cast<const float4*>(place(piece - begin)));
       }
     }
-    if (mine) tile.store(first_row + my_row, my_chunk * 4, out, 1.0f / sum);
-    __syncthreads();  // all have read the norms before the next rows'
+    if (my_row < rows) tile.store(first_row + my_row, my_chunk * 4, out, 1.0f / sum);
+    __syncwarp();  // all lanes have read the weights before the next rows'
   }
 }
 

@@ -43,7 +43,8 @@ void attention_decode(const AttentionArgs& args, const DeviceInfo& device, Depen
                       cudaStream_t stream);
 
 // Any ragged batch: the large regime. Segments of one row go through the kernels of
-// attention_decode, others in tiles of query rows.
+// attention_decode, others in tiles of query rows. A value that is not a number also reaches rows
+// of its own segment up to a tile (192 queries of a kv head) before it, never another segment's.
 void attention_prefill(const AttentionArgs& args, const DeviceInfo& device, cudaStream_t stream);
 
 // The large regime's step between the qkv product (bias added) and attention: rotates q and k,

@@ -42,7 +42,13 @@ constexpr int max_pieces(int max_position, int window, int min_piece) {
   return std::min(most, max_position / min_piece + 1);
 }
 
-// The segments of one row each in a batch of any kind; others are passed over.
-void attention_single_rows(const AttentionArgs& args, cudaStream_t stream);
+// The segments of one row each in a batch of any kind; others are passed over. Begins to read old
+// keys before the kernel before it has ended.
+void attention_single_rows(const AttentionArgs& args, const DeviceInfo& device,
+                           cudaStream_t stream);
+
+// The same where the window is at most kUnsplitWindow.
+void attention_single_rows_window(const AttentionArgs& args, Dependence dependence,
+                                  cudaStream_t stream);
 
 }  // namespace gptoss::cuda

@@ -73,7 +73,11 @@ __global__ void __launch_bounds__(kThreads, min_blocks(kStages))
   ptx::launch_dependents();
   const AttentionArgs& args = params.args;
   const Unit unit = find_unit(params);
-  if (unit.row < 0) return;
+  if (unit.row < 0) {
+    // There may be no unit at all: the kernel must not end before those it depends on.
+    if (params.units == Units::kSingleRowSegments) ptx::wait_for_dependencies();
+    return;
+  }
   const int piece_size = piece_keys(unit.position, args.window, params.min_piece);
   const int first = args.window > 0 ? max(0, unit.position - args.window + 1) : 0;
   const int first_piece = first / piece_size;
@@ -104,41 +108,10 @@ __global__ void __launch_bounds__(kThreads, min_blocks(kStages))
   std::uint8_t* ring = smem + warp * kStages * kStageBytes;
   const auto group_begin = [&](int i) { return begin + (warp + i * kWarps) * kKeyGroup; };
 
-#pragma unroll
-  for (int i = 0; i < kStages; ++i) {
-    if (i < my_groups) copy_group<Part::kOld>(keys, group_begin(i), ring + i * kStageBytes, lane);
-    ptx::cp_async_commit();
-  }
-  ptx::wait_for_dependencies();
-  std::uint32_t q[4][4];
-  load_query<kHalves>(
-      args.q + (static_cast<std::int64_t>(unit.row) * args.num_heads + tile.first_head) * kDim,
-      tile.num_heads, lane, q);
-  const int staged_end = group_begin(min(kStages, my_groups) - 1) + kKeyGroup;
-  if (my_groups > 0 && staged_end > keys.old_end) {
-#pragma unroll
-    for (int i = 0; i < kStages; ++i) {
-      if (i < my_groups) copy_group<Part::kNew>(keys, group_begin(i), ring + i * kStageBytes, lane);
-    }
-    ptx::cp_async_commit();
-    ptx::cp_async_wait<0>();
-  }
-
-  WarpSoftmax<kHalves> state;
-  for (int i = 0; i < my_groups; ++i) {
-    ptx::cp_async_wait<kStages - 1>();
-    __syncwarp();  // the other lanes' copies
-    std::uint8_t* stage = ring + i % kStages * kStageBytes;
-    attend_group<kHalves>(q, stage, group_begin(i), keys.first, end, lane, state);
-    __syncwarp();  // all have read the stage before it is filled again
-    if (i + kStages < my_groups) {
-      copy_group<Part::kAll>(keys, group_begin(i + kStages), stage, lane);
-    }
-    ptx::cp_async_commit();
-  }
-  ptx::cp_async_wait<0>();
-  __syncwarp();
-
+  const std::int64_t of_row = static_cast<std::int64_t>(unit.row) * args.num_heads;
+  const auto state = attend_groups<kHalves, kStages>(keys, my_groups, group_begin, end,
+                                                     args.q + (of_row + tile.first_head) * kDim,
+                                                     tile.num_heads, ring, lane);
   put_state(state, ring, lane);
   __syncthreads();  // every warp's state is in shared memory
 
@@ -305,9 +278,15 @@ void attention_decode(const AttentionArgs& args, const DeviceInfo& device, Depen
   run(args, Units::kRows, args.step.num_rows, kSmallPiece, merging, dependence, stream);
 }
 
-void attention_single_rows(const AttentionArgs& args, cudaStream_t stream) {
+void attention_single_rows(const AttentionArgs& args, const DeviceInfo& device,
+                           cudaStream_t stream) {
+  const Dependence dependence =
+      device.compute_capability >= 90 ? Dependence::kProgrammatic : Dependence::kFull;
+  if (args.window > 0 && args.window <= kUnsplitWindow) {
+    return attention_single_rows_window(args, dependence, stream);
+  }
   run(args, Units::kSingleRowSegments, args.step.num_segments, kLargePiece, Merging::kGlobal,
-      Dependence::kFull, stream);
+      dependence, stream);
 }
 
 }  // namespace gptoss::cuda

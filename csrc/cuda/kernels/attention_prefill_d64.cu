@@ -271,7 +271,9 @@ void attention_prefill_portable(const AttentionArgs& args, cudaStream_t stream) 
 
 void attention_prefill(const AttentionArgs& args, const DeviceInfo& device, cudaStream_t stream) {
   // One segment of several rows has no rows for the other kernel.
-  if (args.step.num_segments > 1 || args.step.num_rows == 1) attention_single_rows(args, stream);
+  if (args.step.num_segments > 1 || args.step.num_rows == 1) {
+    attention_single_rows(args, device, stream);
+  }
   if (args.step.num_segments == args.step.num_rows) return;
   if (supports_attention_prefill_sm90(args, device)) {
     attention_prefill_sm90(args, stream);

@@ -5,6 +5,7 @@
 #include "cuda/device/softmax.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/layout.h"
+#include "cuda/ptx/dependent_launch.h"
 
 namespace gptoss::cuda {
 namespace {
@@ -59,6 +60,7 @@ __device__ __nv_bfloat16* slot_of(const KvWriteArgs<In>& args, int row, int posi
 template <typename In>
 __global__ void __launch_bounds__(kThreads)
     kv_write_rope_kernel(const __grid_constant__ KvWriteArgs<In> args) {
+  ptx::launch_dependents();
   const int heads = args.num_heads + 2 * args.num_kv_heads;
   const std::int64_t index = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int row = static_cast<int>(index / (heads * kTilesOfHead));
