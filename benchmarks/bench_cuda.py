@@ -8,6 +8,7 @@ experts that are touched, keys and values), and two operations a weight and toke
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -243,10 +244,10 @@ def main() -> None:
     args = parser.parse_args()
     if reason := _core.cuda_status():
         sys.exit(f"no CUDA device: {reason}")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    print(f"{_core.cuda_device_text()}; commit {commit.stdout.strip() or 'unknown'}")
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    commit = os.environ.get("COMMIT") or commit or "unknown"
+    print(f"{_core.cuda_device_text()}; commit {commit}")
     measure_peaks()
     print(
         f"copy bandwidth {PEAKS['copy'] / 1e9:.0f} GB/s (read and written), "
