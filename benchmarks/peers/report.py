@@ -11,14 +11,18 @@ from gpt_oss_native.bench.lines import Line, table
 GIB = 1 << 30
 # What the engine must reach with 20b weights: private bytes at 4,096 tokens, seconds to a token.
 MEMORY_GOALS = {"bf16": 1.0 * GIB, "int8": 2.5 * GIB}
+_SPEED_TEXT = (
+    "Speed. The ratio is the median of the pairs of one run and their range; (apart): not measured",
+    "in turn. Others: CPUs that other programs kept busy. Faults: pages that came from the disk.",
+)
 FIRST_TOKEN_GOALS = {"bf16": 1.5, "int8": 4.0}
 
 
 def report(headers: Sequence[dict[str, Any]], lines: Sequence[Line]) -> str:
     """Text: the machine, speeds with ratios, then loading and memory beside the goals."""
     parts = list(_machine(headers))
-    parts += ["", "Speed; the ratio is the median of the pairs of one run, with their range", ""]
-    parts += _block(_speed_rows(lines), "<>>>>>>>>")
+    parts += ["", *_SPEED_TEXT, ""]
+    parts += _block(_speed_rows(lines), "<>>>>>>>>>")
     parts += ["", "Process start to first token (16-token prompt), load, memory", ""]
     parts += _block(_other_rows(lines), "<<<>>>>>")
     return "\n".join(parts) + "\n"
@@ -42,7 +46,7 @@ def _machine(headers: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _speed_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     heading = ("", "threads", "engine/s", "GB/s", "of read", "read GB/s", "llama.cpp/s", "ratio")
-    rows: list[tuple[str, ...]] = [(*heading, "major faults")]
+    rows: list[tuple[str, ...]] = [(*heading, "major faults", "others")]
     speeds = [line for line in lines if line.op.startswith(("prefill", "generate"))]
     keys = dict.fromkeys((line.case, line.op, line.threads) for line in speeds)
     for case, op, threads in keys:
@@ -66,6 +70,7 @@ def _speed_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                 f"{1 / llama.median:.1f}" if llama else "",
                 ratio_text(engine, llama) if engine and llama else "",
                 str(sum(line.extra["major_faults"] for line in found.values())),
+                f"{max(line.others or 0.0 for line in found.values()):.2f}",
             )
         )
     return rows
