@@ -166,13 +166,13 @@ __device__ __forceinline__ void merge_pieces(const HeadTile& tile, const PieceSl
   }
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 // What a block shows to its cluster.
 struct PieceResult {
   float out[kHeadTile][kHeadDim];
   float2 norm[kHeadTile];  // max, sum
 };
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 // Every num_pieces-th of the tile's heads from this block's `piece` on, half a warp each.
 __device__ __forceinline__ void merge_cluster(const HeadTile& tile, const PieceResult& mine,
                                               int piece, int num_pieces) {

@@ -5,6 +5,8 @@
 // softmax float32, weights rounded to bf16 and summed as rounded. Warps merge in shared memory,
 // pieces across a cluster (9.0 and later, short contexts) or in the block that arrives last, in
 // fixed order after the sink.
+#include <algorithm>
+
 #include "cuda/device/attention_group.h"
 #include "cuda/device/attention_keys.h"
 #include "cuda/device/attention_merge.h"
@@ -173,6 +175,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks(kStages))
 struct Launch {
   dim3 grid;
   int cluster;  // blocks along x; 1: none
+  int stages;
   Dependence dependence;
   cudaStream_t stream;
 };
@@ -214,15 +217,24 @@ void launch_for(const DecodeParams& params, const Launch& how) {
 }
 
 template <int kHalves>
-void launch_for(const DecodeParams& params, int groups, const Launch& how) {
-  if (groups <= kWarps) return launch_for<kHalves, 1>(params, how);
-  if (groups <= 2 * kWarps) return launch_for<kHalves, 2>(params, how);
+void launch_stages(const DecodeParams& params, const Launch& how) {
+  if (how.stages == 1) return launch_for<kHalves, 1>(params, how);
+  if (how.stages == 2) return launch_for<kHalves, 2>(params, how);
   launch_for<kHalves, kMaxStages>(params, how);
 }
 
+// As deep as the longest piece has groups, where a block may have that much shared memory.
+int ring_stages(int groups, const DeviceInfo& device) {
+  constexpr std::size_t kOther =
+      sizeof(PieceResult) + kMaxPieces * kMergeWarps * 2 * sizeof(float2);
+  const int stages = std::clamp((groups + kWarps - 1) / kWarps, 1, kMaxStages);
+  return device.smem_per_block < kOther + kMaxStages * kWarps * kStageBytes ? std::min(stages, 2)
+                                                                            : stages;
+}
+
 // As many units a launch as the workspace has slots for.
-void run(const AttentionArgs& args, Units units, int num_units, int min_piece, Merging merging,
-         Dependence dependence, cudaStream_t stream) {
+void run(const AttentionArgs& args, const DeviceInfo& device, Units units, int num_units,
+         int min_piece, Merging merging, Dependence dependence, cudaStream_t stream) {
   DecodeParams params{};
   params.args = args;
   params.units = units;
@@ -241,22 +253,22 @@ void run(const AttentionArgs& args, Units units, int num_units, int min_piece, M
       reinterpret_cast<float2*>(params.partial_out + std::int64_t{kSlots} * args.num_heads * kDim);
   params.arrivals =
       reinterpret_cast<unsigned*>(params.partial_norm + std::int64_t{kSlots} * args.num_heads);
-  // The rings are as deep as the longest piece; a whole window's fifth group waits for a stage.
+  // A whole window's fifth group waits for a stage.
   const bool whole = args.window > 0 && args.window <= kUnsplitWindow;
   const int keys =
       whole ? args.window
             : std::min(piece_keys(max_position, args.window, min_piece), max_position + 1);
-  const int groups = (keys + kKeyGroup - 1) / kKeyGroup;
+  const int stages = ring_stages((keys + kKeyGroup - 1) / kKeyGroup, device);
   const int most = kSlots / params.slots_per_unit;
   for (; params.first_unit < num_units; params.first_unit += most) {
     const dim3 grid(static_cast<unsigned>(params.slots_per_unit),
                     static_cast<unsigned>(args.num_kv_heads * params.tiles_per_kv),
                     static_cast<unsigned>(std::min(most, num_units - params.first_unit)));
-    const Launch how{grid, cluster, dependence, stream};
+    const Launch how{grid, cluster, stages, dependence, stream};
     if (params.heads <= 8) {
-      launch_for<1>(params, groups, how);
+      launch_stages<1>(params, how);
     } else {
-      launch_for<2>(params, groups, how);
+      launch_stages<2>(params, how);
     }
   }
 }
@@ -275,7 +287,7 @@ void attention_decode(const AttentionArgs& args, const DeviceInfo& device, Depen
   const bool clustered = device.compute_capability >= 90 && args.step.num_rows <= kClusterRows &&
                          args.step.max_position < kClusterPositions;
   const Merging merging = clustered ? Merging::kCluster : Merging::kGlobal;
-  run(args, Units::kRows, args.step.num_rows, kSmallPiece, merging, dependence, stream);
+  run(args, device, Units::kRows, args.step.num_rows, kSmallPiece, merging, dependence, stream);
 }
 
 void attention_single_rows(const AttentionArgs& args, const DeviceInfo& device,
@@ -285,8 +297,8 @@ void attention_single_rows(const AttentionArgs& args, const DeviceInfo& device,
   if (args.window > 0 && args.window <= kUnsplitWindow) {
     return attention_single_rows_window(args, dependence, stream);
   }
-  run(args, Units::kSingleRowSegments, args.step.num_segments, kLargePiece, Merging::kGlobal,
-      dependence, stream);
+  run(args, device, Units::kSingleRowSegments, args.step.num_segments, kLargePiece,
+      Merging::kGlobal, dependence, stream);
 }
 
 }  // namespace gptoss::cuda
