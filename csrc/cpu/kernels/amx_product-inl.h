@@ -136,6 +136,25 @@ GPTOSS_INLINE void fill_panel(const Weights& weights, Range steps, std::byte* to
   }
 }
 
+// One of so many parts of the next panel's bytes, fetched while this panel multiplies: all at once
+// they would fill the core's queue of misses, and the panel's own loads would wait.
+struct Share {
+  std::int64_t index;
+  std::int64_t count;
+};
+
+// Fetches lines [0, rows * lines) by share: line i is the (i % lines)-th of row i / lines.
+GPTOSS_INLINE void fetch_lines(const void* first, std::int64_t row_bytes, std::int64_t rows,
+                               std::int64_t lines, Share share) {
+  const std::int64_t each = (rows * lines + share.count - 1) / share.count;
+  const std::int64_t begin = each * share.index;
+  const std::int64_t end = begin + each < rows * lines ? begin + each : rows * lines;
+  for (std::int64_t i = begin; i < end; ++i) {
+    const auto* row = static_cast<const std::uint8_t*>(first) + i / lines * row_bytes;
+    __builtin_prefetch(row + i % lines * 64, 0, 2);
+  }
+}
+
 // Where the sums of some tiles are between two calls.
 enum class Sums { kInTiles, kInMemory };
 
@@ -165,7 +184,9 @@ GPTOSS_INLINE void multiply_tiles(const Weights& weights, const TokenTiles& x, R
   const std::byte* b0 = x.tile(token_tile, steps.begin);
   const std::byte* b1 = b0 + x.steps * tile_bytes;
   const std::byte* filled = scratch.panel;
-  for (std::int64_t step = steps.begin; step < steps.end; ++step) {
+  Share share{token_tile / 2 * steps.size(), (x.tiles() + 1) / 2 * steps.size()};
+  for (std::int64_t step = steps.begin; step < steps.end; ++step, ++share.index) {
+    weights.fetch_next(steps, share);
     const TileView a0 = weights.tile(step, 0, filled);
     load_tile<kB0>(b0, token_stride);
     load_tile<kA0>(a0.data, a0.stride_bytes);

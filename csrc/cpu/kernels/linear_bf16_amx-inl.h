@@ -25,6 +25,11 @@ struct Bf16Tiles {
   GPTOSS_INLINE TileView tile(std::int64_t, int, const std::byte* filled) const {
     return {filled, kTileRowBytes};
   }
+  // Past the end of the matrix a fetch does nothing.
+  GPTOSS_INLINE void fetch_next(Range steps, Share share) const {
+    fetch_lines(data + rows * stride + steps.begin * kTileDepth, 2 * stride, rows, steps.size(),
+                share);
+  }
 };
 
 // Tiles in place but for the last columns.
@@ -37,6 +42,7 @@ struct Bf16TilesInPlace {
   GPTOSS_INLINE void fill(std::int64_t step, int row_tile, std::byte* to) const {
     if (!in_place(step)) all.fill(step, row_tile, to);
   }
+  GPTOSS_INLINE void fetch_next(Range, Share) const {}  // the processor sees sixteen streams
   GPTOSS_INLINE TileView tile(std::int64_t step, int row_tile, const std::byte* filled) const {
     if (!in_place(step)) return all.tile(step, row_tile, filled);
     const bf16* at = all.data + row_tile * kTileRows * all.stride + step * kTileDepth;

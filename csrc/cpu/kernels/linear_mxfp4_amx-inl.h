@@ -90,18 +90,18 @@ struct Mxfp4Tiles {
   GPTOSS_INLINE void fill(std::int64_t step, int row_tile, std::byte* to) const {
     const std::int64_t row = row_tile * kTileRows;
     const std::int64_t row_bytes = num_blocks * kMxBlockBytes;
-    // The panel that follows: four rows a step, so that four steps, which are a cache line of each
-    // row, fetch them all. Past the end of the matrix nothing happens.
-    const std::uint8_t* ahead = codes + rows * row_bytes + step / 4 * 64;
-    const std::int64_t first = row + step % 4 * (kTileRows / 4);
-    for (std::int64_t i = 0; i < kTileRows / 4; ++i) {
-      __builtin_prefetch(ahead + (first + i) * row_bytes, 0, 2);
-    }
     expand_mxfp4_tile(codes + row * row_bytes + step * kMxBlockBytes, row_bytes,
                       scales + row * num_blocks + step, num_blocks, to);
   }
   GPTOSS_INLINE TileView tile(std::int64_t, int, const std::byte* filled) const {
     return {filled, kTileRowBytes};
+  }
+  // Past the end of the matrix a fetch does nothing.
+  GPTOSS_INLINE void fetch_next(Range steps, Share share) const {
+    static_assert(kPanelSteps % 4 == 0);  // whole lines
+    const std::int64_t row_bytes = num_blocks * kMxBlockBytes;
+    fetch_lines(codes + rows * row_bytes + steps.begin * kMxBlockBytes, row_bytes, rows,
+                kPanelSteps / 4, share);
   }
 };
 
