@@ -116,7 +116,8 @@ def header(machine: dict[str, Any], conditions: dict[str, Any]) -> dict[str, Any
     return {
         "machine": machine,
         "conditions": conditions,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # Of places on this machine, the last name: files of results are passed on.
+        "command": shlex.join(Path(a).name if a.startswith("/") else a for a in sys.argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
