@@ -50,7 +50,6 @@ std::size_t LargeStep::lay_out(const ModelConfig& c, std::int32_t max_rows, std:
   Pieces pieces(base);
   pieces.take(b.residual, max_rows * c.hidden_size);
   pieces.take(b.xs, max_rows * c.hidden_size);
-  pieces.take(b.router_logits, max_rows * c.num_experts);
   pieces.take(b.expert_ids, slots);
   pieces.take(b.expert_weights, slots);
   pieces.take(b.places, slots);
@@ -171,30 +170,18 @@ void LargeStep::moe_block(const StepView& step, std::size_t layer, cudaStream_t 
   const auto k = static_cast<std::int32_t>(c.experts_per_token);
   const std::int32_t num_slots = step.num_rows * k;
   const std::int32_t tile_tokens = expert_tile_tokens(num_slots, num_experts, device_);
-  rms_norm<__nv_bfloat16>({.x = buffers_.residual,
-                           .rows = nullptr,
-                           .scale = w.mlp_norm,
-                           .eps = c.rms_norm_eps,
-                           .out = buffers_.xs,
-                           .num_rows = step.num_rows,
-                           .hidden = hidden},
-                          stream);
-  linear_bf16({.weight = w.router,
-               .bias = w.router_bias,
-               .x = buffers_.xs,
-               .num_tokens = step.num_rows,
-               .output = TileOutput::kStore,
-               .out = buffers_.router_logits,
-               .out_stride = c.num_experts},
-              device_, stream);
   const std::int64_t layer_slots = static_cast<std::int64_t>(layer) * num_slots;
-  router_topk(
-      {.logits = buffers_.router_logits,
+  norm_and_route(
+      {.residual = buffers_.residual,
+       .scale = w.mlp_norm,
+       .eps = c.rms_norm_eps,
+       .router = w.router,
+       .bias = w.router_bias,
        .forced = step.forced_experts == nullptr ? nullptr : step.forced_experts + layer_slots,
+       .xs = buffers_.xs,
        .expert_ids = buffers_.expert_ids,
        .weights = buffers_.expert_weights,
        .num_rows = step.num_rows,
-       .num_experts = num_experts,
        .experts_per_token = k},
       stream);
   sort_by_expert({.expert_ids = buffers_.expert_ids,

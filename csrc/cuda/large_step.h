@@ -39,7 +39,6 @@ class LargeStep {
     float* qkv;                  // [max_rows][q + 2 kv], RowOrder::kRope
     __nv_bfloat16* q;            // [max_rows][q]
     __nv_bfloat16* attended;     // [max_rows][q]
-    float* router_logits;        // [max_rows][num_experts]
     std::int32_t* expert_ids;    // [slots]
     float* expert_weights;       // [slots]
     std::int32_t* places;        // [slots]

@@ -67,12 +67,13 @@ CUtensorMap weight_tensor_map(const DenseTiles& weight, std::uint32_t box_tiles)
                 CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
-CUtensorMap weight_tensor_map(const MxTiles& weight, std::uint32_t box_tiles) {
+CUtensorMap weight_tensor_map(const MxTiles& weight, std::uint32_t box_tiles,
+                              std::uint32_t box_chunks) {
   const cuuint64_t chunks = static_cast<cuuint64_t>(weight.k_chunks());
   const cuuint64_t sizes[] = {kMxRecordBytes / 4, chunks,
                               static_cast<cuuint64_t>(weight.num_experts * weight.row_tiles())};
   const cuuint64_t strides[] = {kMxRecordBytes, chunks * kMxRecordBytes};
-  const cuuint32_t box[] = {kMxRecordBytes / 4, 1, box_tiles};
+  const cuuint32_t box[] = {kMxRecordBytes / 4, box_chunks, box_tiles};
   return encode(CU_TENSOR_MAP_DATA_TYPE_INT32, weight.data, sizes, strides, box,
                 CU_TENSOR_MAP_SWIZZLE_NONE);
 }

@@ -17,7 +17,9 @@ CUtensorMap token_tensor_map(const void* data, std::int64_t rows, std::int64_t c
 // Boxes of box_tiles row tiles by 64 columns (4 k tiles), coordinates (256 * stage, row tile), as
 // 8-byte elements.
 CUtensorMap weight_tensor_map(const DenseTiles& weight, std::uint32_t box_tiles);
-// Boxes of box_tiles row tiles by one record, coordinates (0, chunk, row tile of all experts).
-CUtensorMap weight_tensor_map(const MxTiles& weight, std::uint32_t box_tiles);
+// Boxes of box_tiles row tiles by box_chunks records, coordinates (0, chunk, row tile of all
+// experts).
+CUtensorMap weight_tensor_map(const MxTiles& weight, std::uint32_t box_tiles,
+                              std::uint32_t box_chunks);
 
 }  // namespace gptoss::cuda

@@ -15,7 +15,7 @@ constexpr bool has_wgmma(const DeviceInfo& device) {
 
 struct DenseTiling {
   std::int32_t warpgroups;   // 64 rows each
-  std::int32_t tile_tokens;  // a multiple of 16 for one warpgroup, of 32 for two
+  std::int32_t tile_tokens;  // one warpgroup: 16, 32, 64 or 128; two: 128 to 256, multiples of 32
 };
 
 // For linear_bf16_sm90.

@@ -51,6 +51,7 @@ __device__ __forceinline__ void write_tile(const TileOutputArgs& args, std::int3
                 row_tile * (kTileRows / 2) + 2 * q;
 #pragma unroll
     for (int j = 0; j < kEights; ++j) {
+      if (8 * j >= num_tokens) break;
       const __nv_bfloat162 pair = __floats2bfloat162_rn(
           swiglu(d[4 * j] + bias[0], d[4 * j + 2] + bias[1], args.swiglu_limit, args.swiglu_alpha),
           swiglu(d[4 * j + 1] + bias[0], d[4 * j + 3] + bias[1], args.swiglu_limit,
@@ -68,6 +69,7 @@ __device__ __forceinline__ void write_tile(const TileOutputArgs& args, std::int3
     float old[kOutput == TileOutput::kAdd ? kAhead : 1][4] = {};
 #pragma unroll
     for (int first = 0; first < kEights; first += kAhead) {
+      if (8 * first >= num_tokens) break;
       const auto each = [&](auto&& visit) {
 #pragma unroll
         for (int j = 0; j < kAhead && first + j < kEights; ++j) {

@@ -11,6 +11,7 @@
 #include "cuda/device/gemm.h"
 #include "cuda/device/mxfp4_bf16.h"
 #include "cuda/ptx/async_copy.h"
+#include "cuda/ptx/dependent_launch.h"
 #include "cuda/ptx/ldmatrix.h"
 #include "cuda/ptx/mma.h"
 
@@ -132,6 +133,8 @@ __device__ __forceinline__ void mma_gemm_block(const MmaGemmArgs& args) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warp_rows = warp / 2;
   const int warp_tokens = warp % 2;
+  ptx::wait_for_dependencies();
+  ptx::launch_dependents();
   const std::int32_t num_tiles = args.gemm.tiles.count() * args.gemm.row_blocks;
   for (std::int32_t index = blockIdx.x; index < num_tiles; index += gridDim.x) {
     const TokenTile tokens = args.gemm.tiles.at(index / args.gemm.row_blocks);

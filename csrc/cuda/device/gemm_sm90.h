@@ -15,6 +15,7 @@
 #include "cuda/device/gemm.h"
 #include "cuda/device/mxfp4_bf16.h"
 #include "cuda/ptx/async_copy.h"
+#include "cuda/ptx/dependent_launch.h"
 #include "cuda/ptx/mbarrier.h"
 #include "cuda/ptx/setmaxnreg.h"
 #include "cuda/ptx/tma.h"
@@ -24,18 +25,22 @@ namespace gptoss::cuda {
 
 constexpr int kWarpgroupThreads = 128;
 
-// kConsumers warpgroups of 64 rows each; token tiles up to kMaxTokens, in multiples of kGranule.
-template <WeightFormat kFormatOf, int kConsumersOf, int kMaxTokensOf, int kGranuleOf>
+// kConsumers warpgroups of 64 rows each; token tiles up to kMaxTokens, in multiples of kGranule; a
+// stage is kChunks times 64 columns.
+template <WeightFormat kFormatOf, int kConsumersOf, int kMaxTokensOf, int kGranuleOf, int kChunksOf>
 struct GemmShape {
   static constexpr WeightFormat kFormat = kFormatOf;
   static constexpr int kConsumers = kConsumersOf;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   static constexpr int kMaxTokens = kMaxTokensOf;
   static constexpr int kGranule = kGranuleOf;
+  static constexpr int kChunks = kChunksOf;
   static constexpr int kRowTiles = 4 * kConsumers;  // one a consumer warp
-  static constexpr int kWeightTileBytes =
+  static constexpr int kWeightChunkBytes =
       kFormat == WeightFormat::kBf16 ? kStageSteps * kDenseTileBytes : kMxRecordBytes;
-  static constexpr int kTokenBytes = kMaxTokens * kTokenRowBytes;
+  static constexpr int kWeightTileBytes = kChunks * kWeightChunkBytes;
+  static constexpr int kTokenChunkBytes = kMaxTokens * kTokenRowBytes;
+  static constexpr int kTokenBytes = kChunks * kTokenChunkBytes;
   static constexpr int kStageBytes =
       kTokenBytes + (kRowTiles * kWeightTileBytes + 1023) / 1024 * 1024;
   // All that a block may have, less the alignment of the first stage and the barriers.
@@ -47,42 +52,40 @@ struct GemmShape {
   // Accumulators of 128 registers want more than an equal share; the producer needs few.
   static constexpr bool kMoveRegisters = kConsumers == 2;
   static_assert(kMaxTokens <= 256 && kMaxTokens % kGranule == 0 && kGranule % 16 == 0);
-  static_assert(kStages >= 4, "two stages are read from while others are filled");
+  static_assert(kChunks == 1 || (kChunks == 2 && kFormat == WeightFormat::kMxfp4));
+  static_assert(kStages >= 4, "two stages may be read from while others are filled");
 };
 
-// Where in the ring of stages a role stands.
-template <int kStages>
+// Where in the ring of stages a role stands: the stage's first byte and its barriers.
+template <class Shape>
 struct RingPlace {
-  int stage = 0;
+  std::uint32_t first_stage;
+  std::uint32_t first_barrier;
+  std::uint32_t stage;
+  std::uint32_t barrier;
   std::uint32_t parity = 0;
 
+  __device__ explicit RingPlace(const void* smem)
+      : first_stage((ptx::shared_address(smem) + 1023) & ~1023u),
+        first_barrier(first_stage + Shape::kStages * Shape::kStageBytes),
+        stage(first_stage),
+        barrier(first_barrier) {}
+
+  __device__ __forceinline__ std::uint32_t tokens() const { return stage; }
+  __device__ __forceinline__ std::uint32_t weights() const { return stage + Shape::kTokenBytes; }
+  __device__ __forceinline__ std::uint32_t full() const { return barrier; }
+  __device__ __forceinline__ std::uint32_t empty() const { return empty_of(barrier); }
+  __device__ __forceinline__ static std::uint32_t empty_of(std::uint32_t barrier) {
+    return barrier + 8;
+  }
   __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
+    stage += Shape::kStageBytes;
+    barrier += 16;
+    if (barrier == first_barrier + 16 * Shape::kStages) {
+      stage = first_stage;
+      barrier = first_barrier;
       parity ^= 1;
     }
-  }
-};
-
-// Addresses in the shared window.
-template <class Shape>
-struct GemmSmem {
-  std::uint32_t stages;
-  std::uint32_t barriers;
-
-  __device__ explicit GemmSmem(const void* raw) {
-    stages = (ptx::shared_address(raw) + 1023) & ~1023u;
-    barriers = stages + Shape::kStages * Shape::kStageBytes;
-  }
-  __device__ __forceinline__ std::uint32_t tokens(int stage) const {
-    return stages + stage * Shape::kStageBytes;
-  }
-  __device__ __forceinline__ std::uint32_t weights(int stage) const {
-    return tokens(stage) + Shape::kTokenBytes;
-  }
-  __device__ __forceinline__ std::uint32_t full(int stage) const { return barriers + 16 * stage; }
-  __device__ __forceinline__ std::uint32_t empty(int stage) const {
-    return barriers + 16 * stage + 8;
   }
 };
 
@@ -101,32 +104,34 @@ __device__ __forceinline__ std::uint32_t load_shared_4(std::uint32_t address) {
 }
 
 template <class Shape>
-__device__ __forceinline__ void produce(const GemmSmem<Shape>& smem, const GemmArgs& args,
+__device__ __forceinline__ void produce(RingPlace<Shape> place, const GemmArgs& args,
                                         const CUtensorMap* weight_map,
                                         const CUtensorMap* token_map) {
-  RingPlace<Shape::kStages> place;
   const std::int32_t num_tiles = args.tiles.count() * args.row_blocks;
   for (std::int32_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     const TokenTile tokens = args.tiles.at(tile / args.row_blocks);
     const std::int32_t row_block = tile % args.row_blocks;
     const std::int32_t row_tile = tokens.expert * args.row_tiles + row_block * Shape::kRowTiles;
     const std::int32_t boxes = (tokens.count + args.box_tokens - 1) / args.box_tokens;
+    const std::uint32_t box_bytes = args.box_tokens * kTokenRowBytes;
     const std::uint32_t num_bytes =
-        Shape::kRowTiles * Shape::kWeightTileBytes +
-        static_cast<std::uint32_t>(boxes * args.box_tokens) * kTokenRowBytes;
+        Shape::kRowTiles * Shape::kWeightTileBytes + Shape::kChunks * boxes * box_bytes;
     for (std::int32_t k = 0; k < args.num_stages; ++k) {
-      ptx::mbarrier_wait(smem.empty(place.stage), place.parity ^ 1);
-      const std::uint32_t full = smem.full(place.stage);
-      ptx::mbarrier_arrive_expect_bytes(full, num_bytes);
+      ptx::mbarrier_wait(place.empty(), place.parity ^ 1);
+      ptx::mbarrier_arrive_expect_bytes(place.full(), num_bytes);
       if constexpr (Shape::kFormat == WeightFormat::kBf16) {
-        ptx::tma_load(smem.weights(place.stage), weight_map, k * (Shape::kWeightTileBytes / 8),
-                      row_tile, full);
+        ptx::tma_load(place.weights(), weight_map, k * (Shape::kWeightChunkBytes / 8), row_tile,
+                      place.full());
       } else {
-        ptx::tma_load(smem.weights(place.stage), weight_map, 0, k, row_tile, full);
+        ptx::tma_load(place.weights(), weight_map, 0, k * Shape::kChunks, row_tile, place.full());
       }
-      for (std::int32_t box = 0; box < boxes; ++box) {
-        ptx::tma_load(smem.tokens(place.stage) + box * args.box_tokens * kTokenRowBytes, token_map,
-                      k * kStageCols, tokens.begin + box * args.box_tokens, full);
+#pragma unroll
+      for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
+        for (std::int32_t box = 0; box < boxes; ++box) {
+          ptx::tma_load(place.tokens() + chunk * Shape::kTokenChunkBytes + box * box_bytes,
+                        token_map, (k * Shape::kChunks + chunk) * kStageCols,
+                        tokens.begin + box * args.box_tokens, place.full());
+        }
       }
       place.advance();
     }
@@ -211,51 +216,72 @@ __device__ __forceinline__ void issue_fitting(std::uint32_t descriptor, std::int
   }
 }
 
-// The products of one tile for its first `width` tokens, looked at each stage: of one loop for each
+// The products of one tile for its first `width` tokens, looked at each chunk: of one loop for each
 // width the compiler makes poor code. Fragments alternate between two sets of registers: one is
 // read by running products while the other is made.
 template <class Shape>
-__device__ __forceinline__ void multiply(const GemmSmem<Shape>& smem, std::int32_t num_stages,
-                                         std::int32_t width, RingPlace<Shape::kStages>& place,
-                                         Accumulators<Shape>& d) {
+__device__ __forceinline__ void multiply(RingPlace<Shape>& place, std::int32_t num_stages,
+                                         std::int32_t width, int warp, Accumulators<Shape>& d) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::uint32_t my_tile = threadIdx.x / kWarp * Shape::kWeightTileBytes;
-  const std::uint32_t descriptors = ptx::wgmma_descriptor_address(smem.tokens(0));
+  const std::uint32_t my_weights = warp * Shape::kWeightTileBytes;
   StageWeights<Shape::kFormat> weights;
   Fragments a[2] = {};
-  int before = -1;   // the stage before this one
-  int before2 = -1;  // and the one before that
+  std::uint32_t barrier_before = 0;   // of the stage before this one
+  std::uint32_t barrier_before2 = 0;  // and of the one before that
 
-  const auto fetch = [&] {
-    ptx::mbarrier_wait(smem.full(place.stage), place.parity);
-    weights.fetch(smem.weights(place.stage) + my_tile, lane);
+  const auto release = [&](std::uint32_t barrier) {
+    if (barrier != 0 && lane == 0) ptx::mbarrier_arrive(place.empty_of(barrier));
   };
-  const auto stage = [&](Fragments& fragments, bool last) {
-    const std::uint32_t descriptor = descriptors + place.stage * (Shape::kStageBytes / 16);
-    ptx::wgmma_wait<1>();  // the products of two stages ago: their registers and bytes are free
-    keep(fragments);
-    if (before2 >= 0 && lane == 0) ptx::mbarrier_arrive(smem.empty(before2));
-    before2 = before;
-    before = place.stage;
-    weights.decode(fragments);
-    issue_fitting<Shape, 1, Shape::kMaxTokens / Shape::kGranule>(descriptor, width, fragments, d);
-    place.advance();
-    if (!last) fetch();
+  const auto fetch = [&](int chunk) {
+    weights.fetch(place.weights() + my_weights + chunk * Shape::kWeightChunkBytes, lane);
+  };
+  const auto wait_full = [&] { ptx::mbarrier_wait(place.full(), place.parity); };
+  // Chunk kSet of a stage of two, or a stage of one.
+  const auto chunk = [&]<int kSet>(bool last) {
+    constexpr bool kFirstOfStage = Shape::kChunks == 1 || kSet == 0;
+    constexpr bool kLastOfStage = Shape::kChunks == 1 || kSet == 1;
+    ptx::wgmma_wait<1>();  // all but the chunk before: these registers, and a stage, are free
+    keep(a[kSet]);
+    if constexpr (Shape::kChunks == 1) {
+      release(barrier_before2);
+      barrier_before2 = barrier_before;
+    } else if constexpr (kLastOfStage) {
+      release(barrier_before);
+    }
+    if constexpr (kLastOfStage) barrier_before = place.barrier;
+    weights.decode(a[kSet]);
+    const std::uint32_t tokens = place.tokens() + (kFirstOfStage ? 0 : Shape::kTokenChunkBytes);
+    issue_fitting<Shape, 1, Shape::kMaxTokens / Shape::kGranule>(
+        ptx::wgmma_descriptor_address(tokens), width, a[kSet], d);
+    if constexpr (kLastOfStage) {
+      place.advance();
+      if (last) return;
+      wait_full();
+      fetch(0);
+    } else {
+      fetch(1);
+    }
   };
 
-  fetch();
-  for (std::int32_t k = 0; k < num_stages; k += 2) {
-    stage(a[0], k + 1 == num_stages);
-    if (k + 1 < num_stages) stage(a[1], k + 2 == num_stages);
+  wait_full();
+  fetch(0);
+  if constexpr (Shape::kChunks == 2) {
+    for (std::int32_t k = 0; k < num_stages; ++k) {
+      chunk.template operator()<0>(false);
+      chunk.template operator()<1>(k + 1 == num_stages);
+    }
+  } else {
+    for (std::int32_t k = 0; k < num_stages; k += 2) {
+      chunk.template operator()<0>(k + 1 == num_stages);
+      if (k + 1 < num_stages) chunk.template operator()<1>(k + 2 == num_stages);
+    }
   }
   ptx::wgmma_wait<0>();
   ptx::wgmma_pin(d);
   keep(a[0]);
   keep(a[1]);
-  if (lane == 0) {
-    if (before2 >= 0) ptx::mbarrier_arrive(smem.empty(before2));
-    ptx::mbarrier_arrive(smem.empty(before));
-  }
+  if constexpr (Shape::kChunks == 1) release(barrier_before2);
+  release(barrier_before);
 }
 
 // Asks for what kAdd will read of a tile's token, `row` the tile's first, to be brought to L2.
@@ -269,8 +295,7 @@ __device__ __forceinline__ void prefetch_rows(const TileOutputArgs& args, std::i
 }
 
 template <class Shape, TileOutput kOutput>
-__device__ __forceinline__ void consume(const GemmSmem<Shape>& smem, const GemmArgs& args) {
-  RingPlace<Shape::kStages> place;
+__device__ __forceinline__ void consume(RingPlace<Shape> place, const GemmArgs& args, int warp) {
   const std::int32_t num_tiles = args.tiles.count() * args.row_blocks;
   for (std::int32_t index = blockIdx.x; index < num_tiles; index += gridDim.x) {
     const TokenTile tokens = args.tiles.at(index / args.row_blocks);
@@ -283,40 +308,51 @@ __device__ __forceinline__ void consume(const GemmSmem<Shape>& smem, const GemmA
       }
     }
     Accumulators<Shape> d = {};
-    multiply(smem, args.num_stages, tokens.count, place, d);
+    multiply(place, args.num_stages, tokens.count, warp, d);
     write_tile<kOutput, Shape::kMaxTokens / 8>(args.output, tokens.expert,
-                                               row_block * Shape::kRowTiles + threadIdx.x / kWarp,
-                                               tokens.begin, tokens.count, d);
+                                               row_block * Shape::kRowTiles + warp, tokens.begin,
+                                               tokens.count, d);
   }
 }
 
+// A kernel's parameter, __grid_constant__: the copy engine reads the maps where they lie.
+struct MappedGemmArgs {
+  CUtensorMap weight_map;
+  CUtensorMap token_map;
+  GemmArgs gemm;
+};
+
 template <class Shape, TileOutput kOutput>
-__device__ __forceinline__ void gemm_block(const GemmArgs& args, const CUtensorMap* weight_map,
-                                           const CUtensorMap* token_map) {
+__device__ __forceinline__ void gemm_block(const MappedGemmArgs& args) {
   extern __shared__ std::uint8_t raw_smem[];
-  const GemmSmem<Shape> smem(raw_smem);
+  const RingPlace<Shape> place(raw_smem);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
-      ptx::mbarrier_init(smem.full(stage), 1);
-      ptx::mbarrier_init(smem.empty(stage), 4 * Shape::kConsumers);
+      const std::uint32_t barrier = place.first_barrier + 16 * stage;
+      ptx::mbarrier_init(barrier, 1);
+      ptx::mbarrier_init(place.empty_of(barrier), 4 * Shape::kConsumers);
     }
     ptx::fence_mbarrier_init();
+    ptx::tma_prefetch_map(&args.weight_map);
+    ptx::tma_prefetch_map(&args.token_map);
   }
   __syncthreads();  // the barriers exist
+  ptx::wait_for_dependencies();
+  ptx::launch_dependents();
 
   constexpr int kProducerRegisters = 40;
   constexpr int kConsumerRegisters = 232;
-  constexpr int kFirstProducer = Shape::kConsumers * kWarpgroupThreads;
-  if (threadIdx.x >= kFirstProducer) {
+  // Known to be the same in all lanes, the role's branch leaves warps whole for the compiler, which
+  // keeps addresses and descriptors in uniform registers then.
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
+  if (warp >= 4 * Shape::kConsumers) {
     if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_decrease<kProducerRegisters>();
-    if (threadIdx.x == kFirstProducer) {
-      ptx::tma_prefetch_map(weight_map);
-      ptx::tma_prefetch_map(token_map);
-      produce(smem, args, weight_map, token_map);
+    if (threadIdx.x == Shape::kConsumers * kWarpgroupThreads) {
+      produce(place, args.gemm, &args.weight_map, &args.token_map);
     }
   } else {
     if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_increase<kConsumerRegisters>();
-    consume<Shape, kOutput>(smem, args);
+    consume<Shape, kOutput>(place, args.gemm, warp);
   }
 }
 

@@ -4,6 +4,7 @@
 // on (gemm_mma.h); linear_bf16_sm90.cu has Hopper's.
 #include "cuda/device/gemm_mma.h"
 #include "cuda/kernels/linear_bf16.h"
+#include "cuda/launch.h"
 #include "cuda/tuning.h"
 
 namespace gptoss::cuda {
@@ -14,17 +15,6 @@ using Shape = MmaShape<WeightFormat::kBf16>;
 template <TileOutput kOutput>
 __global__ void __launch_bounds__(Shape::kThreads, 1) linear_bf16_kernel(const MmaGemmArgs args) {
   mma_gemm_block<WeightFormat::kBf16, kOutput>(args);
-}
-
-template <TileOutput kOutput>
-void launch(const MmaGemmArgs& args, std::int64_t num_tiles, const DeviceInfo& device,
-            cudaStream_t stream) {
-  check(cudaFuncSetAttribute(linear_bf16_kernel<kOutput>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSmemBytes),
-        "linear_bf16");
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(num_tiles, device.num_sms));
-  linear_bf16_kernel<kOutput><<<blocks, Shape::kThreads, Shape::kSmemBytes, stream>>>(args);
-  check_launch("linear_bf16");
 }
 
 }  // namespace
@@ -59,11 +49,12 @@ void linear_bf16(const DenseProduct& product, const DeviceInfo& device, cudaStre
       .cols = static_cast<std::int32_t>(product.weight.cols),
       .num_tokens = product.num_tokens};
   const std::int64_t num_tiles = row_blocks * tiles_along(product.num_tokens, tile_tokens);
-  if (product.output == TileOutput::kAdd) {
-    launch<TileOutput::kAdd>(args, num_tiles, device, stream);
-  } else {
-    launch<TileOutput::kStore>(args, num_tiles, device, stream);
-  }
+  launch(product.output == TileOutput::kAdd ? linear_bf16_kernel<TileOutput::kAdd>
+                                            : linear_bf16_kernel<TileOutput::kStore>,
+         {.blocks = static_cast<int>(std::min<std::int64_t>(num_tiles, device.num_sms)),
+          .threads = Shape::kThreads,
+          .smem = Shape::kSmemBytes},
+         args, "linear_bf16", stream);
 }
 
 }  // namespace gptoss::cuda

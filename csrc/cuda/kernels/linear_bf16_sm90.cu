@@ -1,65 +1,65 @@
 // linear_bf16 on Hopper: out float32 [tokens][rows] = or += x bf16 [tokens][cols] * weight^T + bias
 // by wgmma and TMA (gemm_sm90.h). 2 * tokens * rows * cols operations. Tiles of 128 rows by up to
-// 256 tokens for many tokens, of 64 rows by up to 64 where the weights' bytes are the time and
+// 256 tokens for many tokens, of 64 rows by up to 128 where the weights' bytes are the time and
 // every multiprocessor should have some to read.
 #include <algorithm>
 
 #include "cuda/device/gemm_sm90.h"
 #include "cuda/kernels/linear_bf16.h"
+#include "cuda/launch.h"
 #include "cuda/tensor_map.h"
 #include "cuda/tuning.h"
 
 namespace gptoss::cuda {
 namespace {
 
-using WideShape = GemmShape<WeightFormat::kBf16, 2, 256, 32>;
-using NarrowShape = GemmShape<WeightFormat::kBf16, 1, 64, 16>;
+using WideShape = GemmShape<WeightFormat::kBf16, 2, 256, 32, 1>;
+using MiddleShape = GemmShape<WeightFormat::kBf16, 1, 128, 32, 1>;
+using NarrowShape = GemmShape<WeightFormat::kBf16, 1, 64, 16, 1>;
 
 template <class Shape, TileOutput kOutput>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
-    linear_bf16_sm90_kernel(const GemmArgs args, const __grid_constant__ CUtensorMap weight_map,
-                            const __grid_constant__ CUtensorMap token_map) {
+    linear_bf16_sm90_kernel(const __grid_constant__ MappedGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  gemm_block<Shape, kOutput>(args, &weight_map, &token_map);
+  gemm_block<Shape, kOutput>(args);
 #endif
 }
 
 template <class Shape, TileOutput kOutput>
-void launch(const DenseProduct& product, std::int32_t tile_tokens, const DeviceInfo& device,
-            cudaStream_t stream) {
+void launch_shape(const DenseProduct& product, std::int32_t tile_tokens, const DeviceInfo& device,
+                  cudaStream_t stream) {
   const std::int64_t row_blocks = tiles_along(product.weight.row_tiles(), Shape::kRowTiles);
-  const GemmArgs args{
-      .tiles = {nullptr, nullptr, product.num_tokens, tile_tokens},
-      .num_stages = static_cast<std::int32_t>(tiles_along(product.weight.cols, kStageCols)),
-      .row_tiles = static_cast<std::int32_t>(product.weight.row_tiles()),
-      .row_blocks = static_cast<std::int32_t>(row_blocks),
-      .box_tokens = tile_tokens,
-      .output = {.out = product.out,
-                 .out_stride = product.out_stride,
-                 .bias = product.bias,
-                 .rows = static_cast<std::int32_t>(product.weight.rows),
-                 .swiglu_limit = 0.0f,
-                 .swiglu_alpha = 0.0f}};
-  const auto kernel = linear_bf16_sm90_kernel<Shape, kOutput>;
-  check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSmemBytes),
-      "linear_bf16");
+  const MappedGemmArgs args{
+      .weight_map = weight_tensor_map(product.weight, Shape::kRowTiles),
+      .token_map = token_tensor_map(product.x, product.num_tokens, product.weight.cols,
+                                    static_cast<std::uint32_t>(tile_tokens)),
+      .gemm = {
+          .tiles = {nullptr, nullptr, product.num_tokens, tile_tokens},
+          .num_stages = static_cast<std::int32_t>(tiles_along(product.weight.cols, kStageCols)),
+          .row_tiles = static_cast<std::int32_t>(product.weight.row_tiles()),
+          .row_blocks = static_cast<std::int32_t>(row_blocks),
+          .box_tokens = tile_tokens,
+          .output = {.out = product.out,
+                     .out_stride = product.out_stride,
+                     .bias = product.bias,
+                     .rows = static_cast<std::int32_t>(product.weight.rows),
+                     .swiglu_limit = 0.0f,
+                     .swiglu_alpha = 0.0f}}};
   const std::int64_t num_tiles = row_blocks * tiles_along(product.num_tokens, tile_tokens);
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(num_tiles, device.num_sms));
-  kernel<<<blocks, Shape::kThreads, Shape::kSmemBytes, stream>>>(
-      args, weight_tensor_map(product.weight, Shape::kRowTiles),
-      token_tensor_map(product.x, product.num_tokens, product.weight.cols,
-                       static_cast<std::uint32_t>(tile_tokens)));
-  check_launch("linear_bf16");
+  launch(linear_bf16_sm90_kernel<Shape, kOutput>,
+         {.blocks = static_cast<int>(std::min<std::int64_t>(num_tiles, device.num_sms)),
+          .threads = Shape::kThreads,
+          .smem = Shape::kSmemBytes},
+         args, "linear_bf16", stream);
 }
 
 template <class Shape>
 void launch_output(const DenseProduct& product, std::int32_t tile_tokens, const DeviceInfo& device,
                    cudaStream_t stream) {
   if (product.output == TileOutput::kAdd) {
-    launch<Shape, TileOutput::kAdd>(product, tile_tokens, device, stream);
+    launch_shape<Shape, TileOutput::kAdd>(product, tile_tokens, device, stream);
   } else {
-    launch<Shape, TileOutput::kStore>(product, tile_tokens, device, stream);
+    launch_shape<Shape, TileOutput::kStore>(product, tile_tokens, device, stream);
   }
 }
 
@@ -74,7 +74,9 @@ bool supports_linear_bf16_sm90(const DenseProduct& product, const DeviceInfo& de
 
 void linear_bf16_sm90(const DenseProduct& product, const DeviceInfo& device, cudaStream_t stream) {
   const DenseTiling tiling = dense_tiling(product.weight.rows, product.num_tokens, device);
-  if (tiling.warpgroups == 1) {
+  if (tiling.warpgroups == 1 && tiling.tile_tokens > NarrowShape::kMaxTokens) {
+    launch_output<MiddleShape>(product, tiling.tile_tokens, device, stream);
+  } else if (tiling.warpgroups == 1) {
     launch_output<NarrowShape>(product, tiling.tile_tokens, device, stream);
   } else {
     launch_output<WideShape>(product, tiling.tile_tokens, device, stream);

@@ -5,6 +5,7 @@
 // linear_mxfp4_sm90.cu has Hopper's.
 #include "cuda/device/gemm_mma.h"
 #include "cuda/kernels/linear_mxfp4.h"
+#include "cuda/launch.h"
 
 namespace gptoss::cuda {
 namespace {
@@ -14,16 +15,6 @@ using Shape = MmaShape<WeightFormat::kMxfp4>;
 template <TileOutput kOutput>
 __global__ void __launch_bounds__(Shape::kThreads, 1) linear_mxfp4_kernel(const MmaGemmArgs args) {
   mma_gemm_block<WeightFormat::kMxfp4, kOutput>(args);
-}
-
-template <TileOutput kOutput>
-void launch(const MmaGemmArgs& args, const DeviceInfo& device, cudaStream_t stream) {
-  check(cudaFuncSetAttribute(linear_mxfp4_kernel<kOutput>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSmemBytes),
-        "linear_mxfp4");
-  linear_mxfp4_kernel<kOutput>
-      <<<static_cast<unsigned>(device.num_sms), Shape::kThreads, Shape::kSmemBytes, stream>>>(args);
-  check_launch("linear_mxfp4");
 }
 
 }  // namespace
@@ -58,11 +49,10 @@ void linear_mxfp4(const ExpertProduct& product, const DeviceInfo& device, cudaSt
       .x = product.x,
       .cols = static_cast<std::int32_t>(product.weight.cols),
       .num_tokens = product.num_slots};
-  if (product.output == TileOutput::kSwiglu) {
-    launch<TileOutput::kSwiglu>(args, device, stream);
-  } else {
-    launch<TileOutput::kStore>(args, device, stream);
-  }
+  launch(product.output == TileOutput::kSwiglu ? linear_mxfp4_kernel<TileOutput::kSwiglu>
+                                               : linear_mxfp4_kernel<TileOutput::kStore>,
+         {.blocks = device.num_sms, .threads = Shape::kThreads, .smem = Shape::kSmemBytes}, args,
+         "linear_mxfp4", stream);
 }
 
 }  // namespace gptoss::cuda

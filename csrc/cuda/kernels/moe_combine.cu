@@ -1,15 +1,18 @@
 // moe_combine: residual float32 [rows][hidden] += sum over a row's choices, in order, of weight *
 // expert_out float32 [slots][hidden], and the norm that reads the sum next, to bf16. Moves 4 *
 // (experts_per_token + 2) + 2 bytes an element. One block a row.
-#include "cuda/device.h"
 #include "cuda/device/row_norm.h"
 #include "cuda/kernels/moe_combine.h"
+#include "cuda/launch.h"
+#include "cuda/ptx/dependent_launch.h"
 
 namespace gptoss::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kRowThreads) moe_combine_kernel(const CombineArgs args) {
   __shared__ float scratch[kRowThreads / 32];
+  ptx::wait_for_dependencies();
+  ptx::launch_dependents();
   const std::int64_t row = blockIdx.x;
   const std::int64_t first_slot = row * args.experts_per_token;
   float* residual = args.residual + row * args.hidden;
@@ -45,8 +48,8 @@ void moe_combine(const CombineArgs& args, cudaStream_t stream) {
   GPTOSS_REQUIRE(InvalidArgument, args.hidden % 4 == 0,
                  "[moe_combine] expected a multiple of 4 channels, got ", args.hidden,
                  "; use the CPU for others");
-  moe_combine_kernel<<<static_cast<unsigned>(args.num_rows), kRowThreads, 0, stream>>>(args);
-  check_launch("moe_combine");
+  launch(moe_combine_kernel, {.blocks = args.num_rows, .threads = kRowThreads}, args, "moe_combine",
+         stream);
 }
 
 }  // namespace gptoss::cuda

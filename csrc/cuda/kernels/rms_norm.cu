@@ -1,9 +1,10 @@
 // rms_norm: x float32 [rows][hidden] to bf16 or float32 [rows][hidden], scale bf16 [hidden]; the
 // mean of squares in float32, one rounding at the end. Moves 6 bytes an element (bf16 out), the
 // second read of x from cache. One block a row.
-#include "cuda/device.h"
 #include "cuda/device/row_norm.h"
 #include "cuda/kernels/rms_norm.h"
+#include "cuda/launch.h"
+#include "cuda/ptx/dependent_launch.h"
 
 namespace gptoss::cuda {
 namespace {
@@ -11,6 +12,8 @@ namespace {
 template <typename Out>
 __global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(const RowNormArgs<Out> args) {
   __shared__ float scratch[kRowThreads / 32];
+  ptx::wait_for_dependencies();
+  ptx::launch_dependents();
   const std::int64_t row = args.rows == nullptr ? blockIdx.x : args.rows[blockIdx.x];
   const float* x = args.x + row * args.hidden;
   float sum = 0.0f;
@@ -29,8 +32,8 @@ void rms_norm(const RowNormArgs<Out>& args, cudaStream_t stream) {
   GPTOSS_REQUIRE(InvalidArgument, args.hidden % 4 == 0,
                  "[rms_norm] expected a multiple of 4 channels, got ", args.hidden,
                  "; use the CPU for others");
-  rms_norm_kernel<<<static_cast<unsigned>(args.num_rows), kRowThreads, 0, stream>>>(args);
-  check_launch("rms_norm");
+  launch(rms_norm_kernel<Out>, {.blocks = args.num_rows, .threads = kRowThreads}, args, "rms_norm",
+         stream);
 }
 
 template void rms_norm(const RowNormArgs<float>&, cudaStream_t);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cuda/layout.h"
 #include "cuda/product.h"
 
 namespace gptoss::cuda {
@@ -24,6 +25,22 @@ struct TopkArgs {
 // The largest logits of each row, largest first, ties to the lower index, and their softmax. NaN
 // ranks above every number: its row's weights are NaN, the ids valid.
 void router_topk(const TopkArgs& args, cudaStream_t stream);
+
+// The norm before the experts, the router and the choice in one pass over the residual.
+struct RouteArgs {
+  const float* residual;       // [num_rows][hidden]
+  const __nv_bfloat16* scale;  // [hidden]
+  float eps;
+  DenseTiles router;           // [num_experts][hidden]
+  const __nv_bfloat16* bias;   // [num_experts]
+  const std::int32_t* forced;  // as in TopkArgs
+  __nv_bfloat16* xs;         // [num_rows][hidden] bf16(rms_norm(residual)), the router's input too
+  std::int32_t* expert_ids;  // as in TopkArgs
+  float* weights;
+  std::int32_t num_rows;
+  std::int32_t experts_per_token;
+};
+void norm_and_route(const RouteArgs& args, cudaStream_t stream);
 
 struct ExpertSortArgs {
   const std::int32_t* expert_ids;  // [num_slots], slot = row * experts_per_token + choice
