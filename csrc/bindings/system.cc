@@ -20,9 +20,14 @@ void bind_system(py::module_& module) {
   module.def("default_isa", [] { return std::string(isa_name(default_isa())); });
   module.def("default_num_threads", [] { return default_num_threads(); });
   module.def("cpu_model_name", &cpu_model_name);
-  module.def("read_bandwidth", &measure_read_bandwidth, py::arg("num_bytes"),
-             py::arg("num_threads") = 0, py::arg("repeats") = 3,
-             py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "read_bandwidth",
+      [](std::size_t num_bytes, int num_threads, int repeats, bool small_pages) {
+        return measure_read_bandwidth(num_bytes, num_threads, repeats,
+                                      small_pages ? PageSize::kSmall : PageSize::kHuge);
+      },
+      py::arg("num_bytes"), py::arg("num_threads") = 0, py::arg("repeats") = 3, py::kw_only(),
+      py::arg("small_pages") = false, py::call_guard<py::gil_scoped_release>());
   module.def(
       "arithmetic_peaks",
       [](int num_threads, double seconds) {

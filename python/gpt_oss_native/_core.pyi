@@ -44,7 +44,9 @@ def default_num_threads() -> int:
 def cpu_model_name() -> str:
     """Marketing name of the processor."""
 
-def read_bandwidth(num_bytes: int, num_threads: int = 0, repeats: int = 3) -> float:
+def read_bandwidth(
+    num_bytes: int, num_threads: int = 0, repeats: int = 3, *, small_pages: bool = False
+) -> float:
     """Bytes a second that threads together read from a buffer of num_bytes; the best of repeats."""
 
 def arithmetic_peaks(num_threads: int = 0, seconds: float = 0.05) -> dict[str, float]:
