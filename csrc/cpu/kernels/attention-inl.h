@@ -46,11 +46,34 @@ struct AttentionTile {
   }
 };
 
+// The page that follows, fetched while this one is met. Its halves of keys and of values are
+// fetched side by side, since a processor's prefetcher works within pages of 4 KB: one core of a
+// Xeon meets 10.5 GB/s of keys and values so, 7.4 fetching the next 8 KB in order.
+template <typename Element>
+struct NextPage {
+  const Element* keys;  // null: all is in cache already
+  const Element* values;
+
+  static constexpr std::int64_t kLine = 64 / sizeof(Element);
+
+  // Of row `row` of kStrip elements among all rows of a page's two products.
+  template <int kStrip>
+  GPTOSS_INLINE void fetch(std::int64_t row) const {
+    if (keys == nullptr) return;
+    const std::int64_t begin = (row * kStrip + kLine - 1) / kLine;
+    const std::int64_t end = ((row + 1) * kStrip + kLine - 1) / kLine;
+    for (std::int64_t line = begin; line < end; ++line) {
+      const Element* half = (line & 2 ? values : keys) + (line & 1) * (kPageElements / 2);
+      __builtin_prefetch(half + line / 4 * kLine, 0, 2);
+    }
+  }
+};
+
 template <typename Element>
 struct PageView {
   const Element* keys;    // [64 dims][64 keys]
   const Element* values;  // [64 keys][64 dims]
-  const Element* next;    // keys of the page that follows; null: all is in cache already
+  NextPage<Element> next;
 };
 
 constexpr float kMinusInfinity = -__builtin_inff();
@@ -72,21 +95,17 @@ constexpr int strip_vectors(int queries) {
   return vectors;
 }
 
-// sums[q] += a[q][i] * b[i] for i in `rows`, ascending. `ahead`: this strip's share of the matrix
-// to be read next, or null.
+// sums[q] += a[q][i] * b[i] for i in `rows`, ascending. Row i is number first_row + i of those that
+// fetch the next page.
 template <int kQueries, int kVectors, typename Element>
-GPTOSS_INLINE void add_rows(const float* a, const Element* b, const Element* ahead, Range rows,
+GPTOSS_INLINE void add_rows(const float* a, const Element* b, Range rows,
+                            const NextPage<Element>& next, std::int64_t first_row,
                             F32 (&sums)[kQueries][kVectors]) {
-  constexpr int kStrip = kVectors * kLanes;
-  constexpr int kLine = 64 / sizeof(Element);
   for (std::int64_t i = rows.begin; i < rows.end; ++i) {
     F32 row[kVectors];
     GPTOSS_UNROLL
     for (int v = 0; v < kVectors; ++v) row[v] = load(b + i * kHeadDim + v * kLanes);
-    GPTOSS_UNROLL
-    for (int line = 0; line < kStrip && ahead != nullptr; line += kLine) {
-      prefetch(ahead + i * kStrip + line);
-    }
+    next.template fetch<kVectors * kLanes>(first_row + i);
     GPTOSS_UNROLL
     for (int q = 0; q < kQueries; ++q) {
       const F32 factor = set(a[q * kHeadDim + i]);
@@ -142,8 +161,7 @@ void attend_page(const PageView<Element>& page, Range visible, std::int64_t quer
       GPTOSS_UNROLL
       for (F32& sum : row) sum = zero();
     }
-    add_rows(q, page.keys + column,
-             page.next != nullptr ? page.values + column * kHeadDim : nullptr, {0, kHeadDim}, sums);
+    add_rows(q, page.keys + column, {0, kHeadDim}, page.next, column / kStrip * kHeadDim, sums);
     GPTOSS_UNROLL
     for (int i = 0; i < kQueries; ++i) {
       GPTOSS_UNROLL
@@ -174,8 +192,8 @@ void attend_page(const PageView<Element>& page, Range visible, std::int64_t quer
         sums[i][v] = load(out + i * kHeadDim + column + v * kLanes) * set(decay[i]);
       }
     }
-    add_rows(weights, page.values + column,
-             page.next != nullptr ? page.next + column * kHeadDim : nullptr, visible, sums);
+    add_rows(weights, page.values + column, visible, page.next,
+             (kHeadDim + column) / kStrip * kHeadDim, sums);
     GPTOSS_UNROLL
     for (int i = 0; i < kQueries; ++i) {
       GPTOSS_UNROLL
@@ -205,8 +223,10 @@ void attend_tokens(const AttentionTile& tile, const PageView<Element>& page, Ran
     const Range keys = visible_keys(*tile.args, token, page_keys);
     const Range visible{keys.begin - page_keys.begin, keys.end - page_keys.begin};
     const std::int64_t query = (token - tile.tokens.begin) * tile.heads;
-    for (std::int64_t head = 0; head < tile.heads; head += kQueryGroup) {
-      attend_group<kQueryGroup>(tile.heads - head, page, visible, query + head, scratch);
+    attend_group<kQueryGroup>(tile.heads, page, visible, query, scratch);
+    const PageView<Element> fetched{page.keys, page.values, {}};
+    for (std::int64_t head = kQueryGroup; head < tile.heads; head += kQueryGroup) {
+      attend_group<kQueryGroup>(tile.heads - head, fetched, visible, query + head, scratch);
     }
   }
 }
@@ -240,7 +260,7 @@ void attend_piece(const AttentionTile& tile, Range piece, AttentionScratch* scra
     const Element* keys = page_keys_of<Element>(tile, page);
     const Element* values = keys + args.num_kv_heads * kPageElements;
     const bool last = (page + 1) * kPageTokens >= args.position + tile.tokens.end;
-    const Element* next = last ? keys : page_keys_of<Element>(tile, page + 1);
+    const Element* next = last ? nullptr : page_keys_of<Element>(tile, page + 1);
     Range tokens = tile.tokens;  // those that see some key of the page
     const auto sees = [&](std::int64_t token) {
       const Range visible = visible_keys(args, token, page_keys);
@@ -252,12 +272,14 @@ void attend_piece(const AttentionTile& tile, Range piece, AttentionScratch* scra
       if (tokens.size() * tile.heads > kQueryGroup) {
         widen_page(keys, scratch->keys);
         widen_page(values, scratch->values);
-        const PageView<float> wide{scratch->keys, scratch->values, nullptr};
+        const PageView<float> wide{scratch->keys, scratch->values, {}};
         attend_tokens(tile, wide, page_keys, tokens, scratch);
         continue;
       }
     }
-    attend_tokens(tile, PageView<Element>{keys, values, next}, page_keys, tokens, scratch);
+    const PageView<Element> view{
+        keys, values, {next, last ? nullptr : next + args.num_kv_heads * kPageElements}};
+    attend_tokens(tile, view, page_keys, tokens, scratch);
   }
 }
 
