@@ -34,13 +34,16 @@ class Layout {
 };
 
 SmallBuffers lay_out(Layout& layout, const ModelConfig& c) {
+  const std::int64_t hidden_chunks = tiles_along(c.hidden_size, kMxChunk) * kMxChunk;
+  const std::int64_t expert_chunks = tiles_along(c.intermediate_size, kMxChunk) * kMxChunk;
   return {.residual = layout.take<float>(kSmallRows * c.hidden_size),
           .xs = layout.take<__nv_bfloat16>(kSmallRows * c.hidden_size),
+          .expert_xs = layout.take<__nv_bfloat16>(kSmallRows * hidden_chunks),
           .attn_squares = layout.take<float>(kSmallRows * (c.hidden_size / kTileRows)),
           .mlp_squares = layout.take<float>(kSmallRows * (c.hidden_size / kTileRows)),
           .q = layout.take<__nv_bfloat16>(kSmallRows * c.q_size()),
           .attention = layout.take<__nv_bfloat16>(kSmallRows * c.q_size()),
-          .h = layout.take<__nv_bfloat16>(kSmallRows * c.experts_per_token * c.intermediate_size),
+          .h = layout.take<__nv_bfloat16>(kSmallRows * c.experts_per_token * expert_chunks),
           .router = {.sums = layout.take<unsigned long long>(kSmallRows * c.num_experts),
                      .not_finite = layout.take<unsigned>(kSmallRows)}};
 }

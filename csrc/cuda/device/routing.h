@@ -27,21 +27,33 @@ struct Routing {
   std::int16_t expert[kGroupRows][kMaxExpertsPerToken];  // a row's, ascending
   float weight[kGroupRows][kMaxExpertsPerToken];
   float factor[kGroupRows];  // 1 / rms
+  float bias[kMaxRoutedExperts];
 
   __device__ int num_rows(int active_index) const { return __popc(rows[active[active_index]]); }
   // The group's row that is `token` among those of an expert.
   __device__ int row_of(int expert_id, int token) const {
     unsigned bits = rows[expert_id];
+#pragma unroll 1
     for (; token > 0; --token) bits &= bits - 1;
     return __ffs(static_cast<int>(bits)) - 1;
   }
   // Which of the row's experts it is.
   __device__ int choice_of(int row, int expert_id) const {
     int choice = 0;
+#pragma unroll 1
     while (expert[row][choice] != expert_id) ++choice;
     return choice;
   }
 };
+
+// Before the kernels before this one have ended: the router's bias, which no cache may have.
+__device__ __forceinline__ void prepare_routing(const RoutingArgs& args, Routing& routing) {
+  for (int expert = static_cast<int>(threadIdx.x); expert < args.num_experts;
+       expert += static_cast<int>(blockDim.x)) {
+    routing.bias[expert] = to_float(args.bias[expert]);
+  }
+  __syncthreads();  // the bias, before it is read
+}
 
 // Larger keys for larger logits, the largest for NaN, never 0.
 __device__ __forceinline__ unsigned rank_key(float logit) {
@@ -107,8 +119,8 @@ __device__ __forceinline__ void route_row(const RoutingArgs& args, int row, int 
   RowLogits logits;
   logits.per_lane = (args.num_experts + kWarp - 1) / kWarp;
   const unsigned bad = __ldcg(args.sums.not_finite + row);
+  const int position = args.positions[row];
   long long sums[kMaxExpertsPerLane];
-  float bias[kMaxExpertsPerLane];
 #pragma unroll
   for (int i = 0; i < kMaxExpertsPerLane; ++i) {
     const int expert = lane * logits.per_lane + i;
@@ -117,15 +129,17 @@ __device__ __forceinline__ void route_row(const RoutingArgs& args, int row, int 
         there ? static_cast<long long>(__ldcg(
                     args.sums.sums + static_cast<std::int64_t>(row) * args.num_experts + expert))
               : 0;
-    bias[i] = there ? to_float(args.bias[expert]) : 0.0f;
   }
+  const float* squares = args.squares + static_cast<std::int64_t>(row) * (args.hidden / kTileRows);
   const float factor =
-      norm_factor(args.squares + static_cast<std::int64_t>(row) * (args.hidden / kTileRows),
-                  args.hidden, args.eps);
+      norm_factor(args.hidden, args.eps, [&](int tile) { return __ldcg(squares + tile); });
 #pragma unroll
   for (int i = 0; i < kMaxExpertsPerLane; ++i) {
     const float sum = static_cast<float>(sums[i]) * (1.0f / kRouterUnits);
-    logits.value[i] = bad != 0 ? __int_as_float(0x7fc00000) : sum * factor + bias[i];
+    const int expert = lane * logits.per_lane + i;
+    const bool there = i < logits.per_lane && expert < args.num_experts;
+    const float bias = there ? routing.bias[expert] : 0.0f;
+    logits.value[i] = bad != 0 ? __int_as_float(0x7fc00000) : sum * factor + bias;
   }
   int expert = 0;
   if (args.forced == nullptr) {
@@ -143,7 +157,7 @@ __device__ __forceinline__ void route_row(const RoutingArgs& args, int row, int 
     if (id < expert || (id == expert && other < lane)) ++place;
   }
   if (lane < k) {
-    routing.expert[group_row][place] = static_cast<std::int16_t>(expert);
+    routing.expert[group_row][place] = static_cast<std::int16_t>(position < 0 ? -1 : expert);
     routing.weight[group_row][place] = weight;
   }
   if (lane == 0) routing.factor[group_row] = factor;
@@ -162,7 +176,6 @@ __device__ __forceinline__ void route(const RoutingArgs& args, int first_row, in
        expert += static_cast<int>(blockDim.x)) {
     unsigned rows = 0;
     for (int row = 0; row < num_rows; ++row) {
-      if (__ldg(args.positions + first_row + row) < 0) continue;
       for (int choice = 0; choice < args.experts_per_token; ++choice) {
         if (routing.expert[row][choice] == expert) rows |= 1u << row;
       }

@@ -21,6 +21,13 @@ __host__ __device__ constexpr std::uint32_t activation_row_bytes(int num_pairs) 
   return static_cast<std::uint32_t>(num_pairs | 1) * kPairBytes;
 }
 
+// Where a column of a row stands in that order.
+__host__ __device__ constexpr int fragment_index(int column) {
+  const int in_tile = column % 16;
+  return column / kPairColumns * kPairColumns + in_tile % 8 / 2 * 8 +
+         column % kPairColumns / 16 * 4 + in_tile / 8 * 2 + column % 2;
+}
+
 // Copies 16 bytes of fragments from row-major columns; `pair_and_quarter` counts quarters.
 __device__ __forceinline__ uint4 gather_fragment(const std::uint32_t* row, int pair_and_quarter) {
   const std::uint32_t* at = row + pair_and_quarter / 4 * 16 + pair_and_quarter % 4;
@@ -39,7 +46,7 @@ class DenseProduct {
  public:
   static constexpr int kTokenTiles = kTokenTilesOf<kTokens>;
 
-  // `weights` in dense tiles, kPairs times 32 columns, of which num_pairs are there.
+  // `weights` in dense tiles, at most kPairs times 32 columns, of which num_pairs are there.
   template <int kPairs>
   __device__ __forceinline__ void multiply(const std::uint8_t* weights, int num_pairs,
                                            const uint4* const (&x)[kTokenTiles], int first_pair) {
@@ -60,11 +67,15 @@ class DenseProduct {
     }
   }
 
-  __device__ __forceinline__ void result(float (&acc)[kTokenTiles][4]) const {
+  // Gives the sums and begins anew.
+  __device__ __forceinline__ void result(float (&acc)[kTokenTiles][4]) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) acc[t][i] = acc_[t][i];
+      for (int i = 0; i < 4; ++i) {
+        acc[t][i] = acc_[t][i];
+        acc_[t][i] = 0.0f;
+      }
     }
   }
 
@@ -75,6 +86,7 @@ class DenseProduct {
 // Activations of MXFP4 products are kept times 2^64 and codes come out times 2^-126, so that a
 // block sum is 2^-62 of its value: far from both ends of float32.
 constexpr int kMxActivationExponent = 64;
+constexpr float kMxActivationFactor = 0x1p64f;
 constexpr float kMxSumFactor = 0x1p62f;
 static_assert(kE2m1Exponent - kMxActivationExponent == 62);
 
@@ -127,12 +139,14 @@ class MxProduct {
     }
   }
 
-  __device__ __forceinline__ void result(float (&acc)[kTokenTiles][4]) const {
+  __device__ __forceinline__ void result(float (&acc)[kTokenTiles][4]) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         acc[t][i] = (acc_[t][0][i] + acc_[t][1][i]) + (acc_[t][2][i] + acc_[t][3][i]);
+#pragma unroll
+        for (int group = 0; group < kMxGroups; ++group) acc_[t][group][i] = 0.0f;
       }
     }
   }
@@ -144,7 +158,8 @@ class MxProduct {
 // One token: the tensor cores' eight columns are the blocks of a piece instead, column n holding
 // block n of the activations and zeros elsewhere. One accumulator takes all of them, and a lane
 // scales the four sums that it has: rows g and g + 8 of blocks 2q and 2q + 1, whose four scales are
-// one word of record q. A quarter of the work after the product.
+// one word of record q. A quarter of the work after the product; and the activations stay in
+// registers from tile to tile where a warp has one piece of each.
 template <>
 class MxProduct<1> {
  public:
@@ -155,24 +170,27 @@ class MxProduct<1> {
                                            const uint4* const (&x)[1], int first_record) {
     static_assert(kRecords <= kMxMostRecords);
     const int lane = static_cast<int>(threadIdx.x % kWarp);
-    const int column = lane / 4;
-    uint4 mine{0, 0, 0, 0};
-    if (column < 2 * num_records) mine = x[0][(first_record * 2 + column) * 4];
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    const uint4* from = x[0] + first_record * 8;
+    if (from != loaded_) load(from, num_records);
+    float sums[2][4] = {};  // of alternate records: a product does not wait for the one before
 #pragma unroll
     for (int r = 0; r < kRecords; ++r) {
       if (r >= num_records) break;
       const uint4 codes = reinterpret_cast<const uint4*>(records + r * kMxRecordBytes)[lane];
-#pragma unroll
-      for (int block = 0; block < 2; ++block) {
-        std::uint32_t a[4];
-        const bool is_mine = column == 2 * r + block;
-        expand_e2m1(a, block == 0 ? codes.x : codes.z);
-        ptx::mma_m16n8k16(sum, a, is_mine ? mine.x : 0, is_mine ? mine.y : 0);
-        expand_e2m1(a, block == 0 ? codes.y : codes.w);
-        ptx::mma_m16n8k16(sum, a, is_mine ? mine.z : 0, is_mine ? mine.w : 0);
-      }
+      float (&sum)[4] = sums[r % 2];
+      std::uint32_t a[4];
+      expand_e2m1(a, codes.x);
+      ptx::mma_m16n8k16(sum, a, x_[2 * r].x, x_[2 * r].y);
+      expand_e2m1(a, codes.y);
+      ptx::mma_m16n8k16(sum, a, x_[2 * r].z, x_[2 * r].w);
+      expand_e2m1(a, codes.z);
+      ptx::mma_m16n8k16(sum, a, x_[2 * r + 1].x, x_[2 * r + 1].y);
+      expand_e2m1(a, codes.w);
+      ptx::mma_m16n8k16(sum, a, x_[2 * r + 1].z, x_[2 * r + 1].w);
     }
+    float sum[4];  // a column is zero in one of the two
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = sums[0][i] + sums[1][i];
     const int record = lane % 4;
     if (record < num_records) {
       const std::uint32_t scales = scales_of(records + record * kMxRecordBytes, lane / 4);
@@ -184,7 +202,7 @@ class MxProduct<1> {
   }
 
   // Every lane of a quarter gets token 0's sums; the other tokens' are not there.
-  __device__ __forceinline__ void result(float (&acc)[1][4]) const {
+  __device__ __forceinline__ void result(float (&acc)[1][4]) {
     float low = low_ + __shfl_xor_sync(0xffffffffu, low_, 1);
     float high = high_ + __shfl_xor_sync(0xffffffffu, high_, 1);
     low += __shfl_xor_sync(0xffffffffu, low, 2);
@@ -193,9 +211,28 @@ class MxProduct<1> {
     acc[0][1] = 0.0f;
     acc[0][2] = high;
     acc[0][3] = 0.0f;
+    low_ = 0.0f;
+    high_ = 0.0f;
   }
 
+  // Shared memory has other activations now.
+  __device__ __forceinline__ void forget() { loaded_ = nullptr; }
+
  private:
+  // `from` is the lane's part of the piece's first block.
+  __device__ __forceinline__ void load(const uint4* from, int num_records) {
+    loaded_ = from;
+    const int column = static_cast<int>(threadIdx.x % kWarp) / 4;
+    uint4 mine{0, 0, 0, 0};
+    if (column < 2 * num_records) mine = from[column * 4];
+#pragma unroll
+    for (int block = 0; block < 2 * kMxMostRecords; ++block) {
+      x_[block] = block == column ? mine : uint4{0, 0, 0, 0};
+    }
+  }
+
+  const uint4* loaded_ = nullptr;
+  uint4 x_[2 * kMxMostRecords];
   float low_ = 0.0f;
   float high_ = 0.0f;
 };

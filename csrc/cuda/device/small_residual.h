@@ -24,26 +24,20 @@ __device__ __forceinline__ void for_channels(int num_columns, const Body& body) 
   }
 }
 
-// residual[row][channel] += sum; writes xs and the tile's sum of squares; returns xs. The 16 lanes
-// of a tile call it together.
-__device__ __forceinline__ float add_to_residual(const SmallBuffers& buffers, float* square_sums,
-                                                 const __nv_bfloat16* next_norm, int hidden,
-                                                 int row, int channel, float sum, bool there) {
-  const std::int64_t at = static_cast<std::int64_t>(row) * hidden + channel;
-  float value = 0.0f;
-  __nv_bfloat16 x = __float2bfloat16(0.0f);
-  if (there) {
-    value = __ldcg(buffers.residual + at) + sum;
-    x = __float2bfloat16(value * to_float(next_norm[channel]));
-    buffers.residual[at] = value;
-    buffers.xs[at] = x;
-  }
-  const float squares = warp_sum<kTileRows>(value * value);
-  if (there && channel % kTileRows == 0) {
+// A channel of the new residual: writes it and its tile's sum of squares and returns
+// xs = bf16(value * scale), which the caller writes where it is wanted. The 16 lanes of a tile call
+// it together.
+__device__ __forceinline__ float put_residual(float* residual, float* square_sums, int hidden,
+                                              int row, int channel, float value, float scale,
+                                              bool there) {
+  const float squares = warp_sum<kTileRows>(there ? value * value : 0.0f);
+  if (!there) return 0.0f;
+  residual[static_cast<std::int64_t>(row) * hidden + channel] = value;
+  if (channel % kTileRows == 0) {
     square_sums[static_cast<std::int64_t>(row) * (hidden / kTileRows) + channel / kTileRows] =
         squares;
   }
-  return to_float(x);
+  return to_float(__float2bfloat16(value * scale));
 }
 
 }  // namespace gptoss::cuda

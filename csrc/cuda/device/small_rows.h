@@ -10,58 +10,96 @@
 #include "cuda/device/reduce.h"
 #include "cuda/device/small_product.h"
 #include "cuda/layout.h"
+#include "cuda/ptx/async_copy.h"
 
 namespace gptoss::cuda {
 
 // A block takes so many rows at a time: two tiles of tokens. More rows are taken in groups.
 constexpr int kGroupRows = 16;
-// Columns (token and unit) whose warps' shares wait in shared memory to be summed together.
-constexpr int kShareColumns = kGroupRows;
 
-// Rows row_of(0) ... row_of(num_rows - 1) of x [..][columns] to `activations`
-// [num_rows][activation_row_bytes(num_pairs)], times 2^kExponent; columns past the end are 0.
-template <int kExponent, class RowOf>
+// Rows row_of(0) ... row_of(num_rows - 1) of x [..][columns], row-major, to `activations`
+// [num_rows][activation_row_bytes(num_pairs)]; columns past the end are 0.
+template <class RowOf>
 __device__ __forceinline__ void stage_rows(std::uint8_t* activations, const __nv_bfloat16* x,
                                            int columns, int num_pairs, int num_rows,
                                            const RowOf& row_of) {
   const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
   const int quarters = num_pairs * 4;
-  for (int row = 0; row < num_rows; ++row) {
+  const int row_step = static_cast<int>(blockDim.x) / quarters;
+  const int step = static_cast<int>(blockDim.x) % quarters;
+  int row = static_cast<int>(threadIdx.x) / quarters;
+  int quarter = static_cast<int>(threadIdx.x) % quarters;
+#pragma unroll 4
+  while (row < num_rows) {
     const auto* from = reinterpret_cast<const std::uint32_t*>(
         x + static_cast<std::int64_t>(row_of(row)) * columns);
     auto* to = reinterpret_cast<uint4*>(activations + static_cast<std::uint32_t>(row) * row_bytes);
-    for (int i = static_cast<int>(threadIdx.x); i < quarters; i += static_cast<int>(blockDim.x)) {
-      uint4 values{0, 0, 0, 0};
-      if (i / 4 * kPairColumns < columns) values = gather_fragment(from, i);
-      if constexpr (kExponent != 0) {
-        constexpr std::uint32_t kFactor = power_of_two_bf16x2(kExponent);
-        values = {multiply_bf16x2(values.x, kFactor), multiply_bf16x2(values.y, kFactor),
-                  multiply_bf16x2(values.z, kFactor), multiply_bf16x2(values.w, kFactor)};
-      }
-      to[i] = values;
+    to[quarter] = gather_fragment(from, quarter);
+    row += row_step;
+    quarter += step;
+    if (quarter >= quarters) {
+      quarter -= quarters;
+      ++row;
     }
   }
 }
 
-// 1 / sqrt(mean of squares + eps) of a row, by a whole warp, from its tiles' sums.
-__device__ __forceinline__ float norm_factor(const float* square_sums, int hidden, float eps) {
+// The same for rows that lie in fragment order, [..][num_pairs * 32] with 0 past the columns.
+// Copies are under way until copies_landed().
+template <class RowOf>
+__device__ __forceinline__ void copy_fragments(std::uint8_t* activations, const __nv_bfloat16* x,
+                                               int num_pairs, int num_rows, const RowOf& row_of) {
+  const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
+  const int quarters = num_pairs * 4;
+  for (int row = 0; row < num_rows; ++row) {
+    const __nv_bfloat16* from =
+        x + static_cast<std::int64_t>(row_of(row)) * num_pairs * kPairColumns;
+    std::uint8_t* to = activations + static_cast<std::uint32_t>(row) * row_bytes;
+    for (int i = static_cast<int>(threadIdx.x); i < quarters; i += static_cast<int>(blockDim.x)) {
+      ptx::cp_async_16(to + 16 * i, from + 8 * i);
+    }
+  }
+}
+
+// Of this thread; a barrier shows them to the others.
+__device__ __forceinline__ void copies_landed() {
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+}
+
+// The sums of squares of rows row_of(0) ... to shared memory, [num_rows][hidden / 16].
+template <class RowOf>
+__device__ __forceinline__ void stage_squares(float* to, const float* square_sums, int hidden,
+                                              int num_rows, const RowOf& row_of) {
+  const int tiles = hidden / kTileRows;
+  for (int row = 0; row < num_rows; ++row) {
+    const float* from = square_sums + static_cast<std::int64_t>(row_of(row)) * tiles;
+    for (int i = static_cast<int>(threadIdx.x); i < tiles; i += static_cast<int>(blockDim.x)) {
+      to[row * tiles + i] = __ldcg(from + i);
+    }
+  }
+}
+
+// 1 / sqrt(mean of squares + eps) of a row by a whole warp, `load(tile)` being its tiles' sums.
+template <class Load>
+__device__ __forceinline__ float norm_factor(int hidden, float eps, const Load& load) {
   const int tiles = hidden / kTileRows;
   float sum = 0.0f;
+#pragma unroll 8
   for (int tile = static_cast<int>(threadIdx.x % kWarp); tile < tiles; tile += kWarp) {
-    sum += __ldcg(square_sums + tile);
+    sum += load(tile);
   }
   return rsqrtf(warp_sum(sum) / static_cast<float>(hidden) + eps);
 }
 
-// factors[i] = norm_factor of row row_of(i); the warps of a block share the rows.
-template <class RowOf>
-__device__ __forceinline__ void norm_factors(float* factors, const float* square_sums, int hidden,
-                                             float eps, int num_rows, const RowOf& row_of) {
+// factors[row] of rows whose sums are in shared memory; the warps of a block share the rows.
+__device__ __forceinline__ void norm_factors(float* factors, const float* squares, int hidden,
+                                             float eps, int num_rows) {
   const int tiles = hidden / kTileRows;
   for (int row = static_cast<int>(threadIdx.x) / kWarp; row < num_rows;
        row += static_cast<int>(blockDim.x) / kWarp) {
-    const float factor =
-        norm_factor(square_sums + static_cast<std::int64_t>(row_of(row)) * tiles, hidden, eps);
+    const float* from = squares + row * tiles;
+    const float factor = norm_factor(hidden, eps, [&](int tile) { return from[tile]; });
     if (threadIdx.x % kWarp == 0) factors[row] = factor;
   }
 }

@@ -33,6 +33,8 @@ template <class Quanta, int kWarpsInBlock, int kQuantaInPiece, int kStages, Ring
 class TileStream {
  public:
   static constexpr int kWarps = kWarpsInBlock;
+  template <int kTokens>
+  using Product = typename Quanta::template Product<kTokens>;
   static constexpr std::uint32_t kPieceBytes = kQuantaInPiece * Quanta::kBytes;
   static_assert(kPieceBytes % 16 == 0);
   static constexpr std::uint32_t kBarrierBytes = kWarps * kStages * 8;
@@ -42,29 +44,30 @@ class TileStream {
   __device__ TileStream(std::uint8_t* barriers, std::uint8_t* ring, int columns)
       : warp_(static_cast<int>(threadIdx.x) / kWarp),
         num_quanta_((columns + Quanta::kColumns - 1) / Quanta::kColumns),
-        num_pieces_((num_quanta_ + kQuantaInPiece - 1) / kQuantaInPiece),
+        tile_bytes_(static_cast<std::uint32_t>(num_quanta_ * Quanta::kBytes)),
         ring_(ring + warp_ * kStages * kPieceBytes, kPieceBytes,
               reinterpret_cast<std::uint64_t*>(barriers) + warp_ * kStages) {}
 
-  // Asks for the first stages of `num_units` tiles; locate(unit) is the address of a tile. All
+  // Asks for the first stages of `num_units` tiles; locate() is the address of the next one. All
   // units of an earlier start have been multiplied.
   template <class Locate>
   __device__ void start(int num_units, Locate& locate) {
-    num_units_ = warp_ < num_pieces_ ? num_units : 0;
-    fill_unit_ = 0;
-    fill_piece_ = warp_;
+    unasked_ = first_byte() < tile_bytes_ ? num_units : 0;
+    if (unasked_ > 0) tile_ = locate();
+    fill_at_ = first_byte();
 #pragma unroll 1
     for (int stage = 0; stage < kStages; ++stage) fill_next(locate);
   }
 
   // acc = this warp's share of the next unit.
   template <int kTokens, class Locate>
-  __device__ void multiply(float (&acc)[kTokenTilesOf<kTokens>][4],
-                           const uint4* const (&x)[kTokenTilesOf<kTokens>], Locate& locate) {
-    typename Quanta::template Product<kTokens> product;
+  __device__ __forceinline__ void multiply(Product<kTokens>& product,
+                                           float (&acc)[kTokenTilesOf<kTokens>][4],
+                                           const uint4* const (&x)[kTokenTilesOf<kTokens>],
+                                           Locate& locate) {
 #pragma unroll 1
-    for (int piece = warp_; piece < num_pieces_; piece += kWarps) {
-      const int first = piece * kQuantaInPiece;
+    for (int first = warp_ * kQuantaInPiece; first < num_quanta_;
+         first += kWarps * kQuantaInPiece) {
       const std::uint8_t* stage = ring_.wait();
       if (num_quanta_ - first >= kQuantaInPiece) {
         product.template multiply<kQuantaInPiece>(stage, kQuantaInPiece, x, first);
@@ -78,30 +81,29 @@ class TileStream {
   }
 
  private:
+  __device__ std::uint32_t first_byte() const {
+    return static_cast<std::uint32_t>(warp_) * kPieceBytes;
+  }
+
   template <class Locate>
-  __device__ void fill_next(Locate& locate) {
-    if (fill_unit_ >= num_units_) {
+  __device__ __forceinline__ void fill_next(Locate& locate) {
+    if (unasked_ <= 0) {
       ring_.fill(nullptr, 0);
       return;
     }
-    if (fill_piece_ == warp_) tile_ = locate(fill_unit_);
-    const int first = fill_piece_ * kQuantaInPiece;
-    const int count = min(kQuantaInPiece, num_quanta_ - first);
-    ring_.fill(tile_ + static_cast<std::uint32_t>(first * Quanta::kBytes),
-               static_cast<std::uint32_t>(count * Quanta::kBytes));
-    fill_piece_ += kWarps;
-    if (fill_piece_ >= num_pieces_) {
-      fill_piece_ = warp_;
-      ++fill_unit_;
+    ring_.fill(tile_ + fill_at_, min(kPieceBytes, tile_bytes_ - fill_at_));
+    fill_at_ += kWarps * kPieceBytes;
+    if (fill_at_ >= tile_bytes_) {
+      fill_at_ = first_byte();
+      if (--unasked_ > 0) tile_ = locate();
     }
   }
 
   int warp_;
   int num_quanta_;
-  int num_pieces_;
-  int num_units_ = 0;
-  int fill_unit_ = 0;
-  int fill_piece_ = 0;
+  std::uint32_t tile_bytes_;
+  int unasked_ = 0;  // units not wholly asked for
+  std::uint32_t fill_at_ = 0;
   const std::uint8_t* tile_ = nullptr;
   WeightRing<kCopy, kStages> ring_;
 };

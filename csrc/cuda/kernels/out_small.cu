@@ -18,8 +18,7 @@ __device__ __forceinline__ void add_router(const OutSmallArgs& args, const float
   for (int i = static_cast<int>(threadIdx.x); i < num_items; i += static_cast<int>(blockDim.x)) {
     const int expert = i % args.num_experts;
     const int column = i / args.num_experts;
-    const int tile = static_cast<int>(blockIdx.x) +
-                     (first_unit + column / num_rows) * static_cast<int>(gridDim.x);
+    const int tile = StagedVector::tile(first_unit + column / num_rows);
     const int row = first_row + column % num_rows;
     const auto* weights = reinterpret_cast<const uint4*>(
         args.router_by_channel +
@@ -43,43 +42,88 @@ __device__ __forceinline__ void add_router(const OutSmallArgs& args, const float
   }
 }
 
+// The block's part of the router's matrix, before it is needed.
+__device__ __forceinline__ void prefetch_router(const OutSmallArgs& args, int num_units) {
+  constexpr int kLine = 128 / static_cast<int>(sizeof(__nv_bfloat16));
+  const int tile_values = args.num_experts * kTileRows;
+  for (int unit = 0; unit < min(num_units, kStagedUnits); ++unit) {
+    const __nv_bfloat16* from =
+        args.router_by_channel + static_cast<std::int64_t>(StagedVector::tile(unit)) * tile_values;
+    for (int i = static_cast<int>(threadIdx.x) * kLine; i < tile_values;
+         i += static_cast<int>(blockDim.x) * kLine) {
+      ptx::prefetch_l2(from + i);
+    }
+  }
+}
+
 template <int kTokens, RingCopy kCopy>
-__global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens <= 8 ? 2 : 1)
+__global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
     out_small_kernel(const __grid_constant__ OutSmallArgs args) {
   using Stream = DenseStream<kTokens, kCopy>;
+  constexpr int kShareColumns = kDenseShareColumns<kTokens>;
   extern __shared__ __align__(128) std::uint8_t smem_base[];
-  __shared__ float tiles[kShareColumns * kTileRows];
-  const SmallSmem<Stream> smem(smem_base);
+  __shared__ float tiles[kShareColumns * kTileRows];      // of xs
+  __shared__ float residuals[kShareColumns * kTileRows];  // of the first columns
+  __shared__ StagedVector bias;
+  __shared__ StagedVector scale;
+  const SmallSmem<Stream, kShareColumns> smem(smem_base);
   const int columns = static_cast<int>(args.weight.cols);
+  const int hidden = static_cast<int>(args.weight.rows);
+  const int expert_columns = (hidden + kMxChunk - 1) / kMxChunk * kMxChunk;
   const int num_pairs = columns / kPairColumns;
+  const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
   const int num_units = units_of_block(static_cast<int>(args.weight.row_tiles()));
-  const TileLocator locate(args.weight.data, args.weight.k_tiles() * kDenseTileBytes);
+  const std::int64_t tile_bytes = args.weight.k_tiles() * kDenseTileBytes;
+  TileLocator locate(args.weight.data, tile_bytes);
   Stream stream(smem.barriers, smem.ring, columns);
   stream.start(num_units, locate);
   ptx::launch_dependents();
+  bias.load(args.bias, num_units);
+  scale.load(args.next_norm, num_units);
+  prefetch_router(args, num_units);
   ptx::wait_for_dependencies();
 
   for (int first_row = 0; first_row < args.num_rows; first_row += kGroupRows) {
     const int num_rows = min(kGroupRows, args.num_rows - first_row);
-    if (first_row != 0) stream.start(num_units, locate);
-    stage_rows<0>(smem.activations, args.buffers.attention, columns, num_pairs, num_rows,
-                  [&](int row) { return first_row + row; });
+    if (first_row != 0) {
+      locate = TileLocator(args.weight.data, tile_bytes);
+      stream.start(num_units, locate);
+    }
+    const auto residual_of = [&](int unit, int row, int channel) {
+      return __ldcg(args.buffers.residual + static_cast<std::int64_t>(first_row + row) * hidden +
+                    StagedVector::channel(unit, channel));
+    };
+    stage_rows(smem.activations, args.buffers.attention, columns, num_pairs, num_rows,
+               [&](int row) { return first_row + row; });
+    for (int i = static_cast<int>(threadIdx.x);
+         i < min(num_units * num_rows, kShareColumns) * kTileRows;
+         i += static_cast<int>(blockDim.x)) {
+      const int column = i / kTileRows;
+      residuals[i] = residual_of(column / num_rows, column % num_rows, i % kTileRows);
+    }
     __syncthreads();  // activations, before they are read
-    multiply_units<kTokens>(
-        stream, smem.shares, smem.activations, activation_row_bytes(num_pairs), num_rows, num_units,
-        locate, [&](int first_unit, int count) {
+    multiply_units<kTokens, kShareColumns>(
+        stream, smem.shares, smem.activations, row_bytes, num_rows, num_units, locate, [] {},
+        [&](int first_unit, int count) {
           for_channels(count * num_rows, [&](int column, int channel_in_tile, bool there) {
-            const int tile = static_cast<int>(blockIdx.x) +
-                             (first_unit + column / num_rows) * static_cast<int>(gridDim.x);
-            const int channel = tile * kTileRows + channel_in_tile;
-            const float sum =
-                there ? sum_shares<Stream::kWarps>(smem.shares, column, channel_in_tile) +
-                            to_float(args.bias[channel])
-                      : 0.0f;
-            const float x = add_to_residual(args.buffers, args.buffers.mlp_squares, args.next_norm,
-                                            static_cast<int>(args.weight.rows),
-                                            first_row + column % num_rows, channel, sum, there);
-            if (there) tiles[column * kTileRows + channel_in_tile] = x;
+            const int unit = first_unit + column / num_rows;
+            const int row = column % num_rows;
+            const int channel = StagedVector::channel(unit, channel_in_tile);
+            float value = 0.0f;
+            if (there) {
+              value = first_unit == 0 ? residuals[column * kTileRows + channel_in_tile]
+                                      : residual_of(unit, row, channel_in_tile);
+              value += sum_shares<Stream::kWarps>(smem.shares, column, channel_in_tile) +
+                       bias.of(args.bias, unit, channel_in_tile);
+            }
+            const float x = put_residual(
+                args.buffers.residual, args.buffers.mlp_squares, hidden, first_row + row, channel,
+                value, there ? scale.of(args.next_norm, unit, channel_in_tile) : 0.0f, there);
+            if (!there) return;
+            tiles[column * kTileRows + channel_in_tile] = x;
+            args.buffers.expert_xs[static_cast<std::int64_t>(first_row + row) * expert_columns +
+                                   fragment_index(channel)] =
+                __float2bfloat16(x * kMxActivationFactor);
           });
           __syncthreads();  // the block's channels of xs, before the router reads them
           add_router(args, tiles, first_unit, count, first_row, num_rows);

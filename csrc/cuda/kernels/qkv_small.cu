@@ -13,41 +13,55 @@ constexpr int kHalf = 32;  // kHeadDim / 2
 constexpr int kTilesPerHead = 4;
 static_assert(kHeadDim == 2 * kHalf && kHeadDim == kTilesPerHead * kTileRows);
 
-// Where the key of a row and kv head goes; its value is `kv_heads * kPageTokens * 64` further.
-__device__ __forceinline__ __nv_bfloat16* key_address(const QkvSmallArgs& args, int row,
-                                                      int position, int kv_head) {
-  const SegmentInfo& segment = args.step.segments[args.step.segment_of[row]];
-  const int group = static_cast<int>(args.group);
-  const int page = position / static_cast<int>(kPageTokens) - segment.first_page[group];
-  auto* base = reinterpret_cast<std::uint8_t*>(args.step.pages[segment.page_begin[group] + page]);
-  auto* keys = reinterpret_cast<__nv_bfloat16*>(base + args.layer_offset);
-  const int slot = position % static_cast<int>(kPageTokens);
-  return keys + (static_cast<std::int64_t>(kv_head) * kPageTokens + slot) * kHeadDim;
-}
+// What a row's epilogue needs of the step, in shared memory before the product is there.
+struct RowPlaces {
+  int position[kGroupRows];
+  __nv_bfloat16* keys[kGroupRows];  // of kv head 0, at the row's slot of its page
+  float angles[kGroupRows][kHeadDim];
+
+  __device__ void load(const QkvSmallArgs& args, int first_row, int num_rows) {
+    for (int i = static_cast<int>(threadIdx.x); i < num_rows * kHeadDim;
+         i += static_cast<int>(blockDim.x)) {
+      const int row = i / kHeadDim;
+      const int place = args.step.positions[first_row + row];
+      if (place >= 0) {
+        angles[row][i % kHeadDim] =
+            args.rope_table[static_cast<std::int64_t>(place) * kHeadDim + i % kHeadDim];
+      }
+      if (i % kHeadDim != 0) continue;
+      position[row] = place;
+      if (place >= 0) keys[row] = slot_address(args, first_row + row, place);
+    }
+  }
+
+  __device__ static __nv_bfloat16* slot_address(const QkvSmallArgs& args, int row, int position) {
+    const SegmentInfo& segment = args.step.segments[args.step.segment_of[row]];
+    const int group = static_cast<int>(args.group);
+    const int page = position / static_cast<int>(kPageTokens) - segment.first_page[group];
+    auto* base = reinterpret_cast<std::uint8_t*>(args.step.pages[segment.page_begin[group] + page]);
+    return reinterpret_cast<__nv_bfloat16*>(base + args.layer_offset) +
+           position % static_cast<int>(kPageTokens) * kHeadDim;
+  }
+};
 
 // The pair of channels `dim` and `dim + 32` of a head of q, k or v.
-__device__ __forceinline__ void finish_pair(const QkvSmallArgs& args, int row, int head, int dim,
-                                            float low, float high) {
-  const int position = args.step.positions[row];
-  if (position < 0) return;
-  const bool is_value = head >= args.num_heads + args.num_kv_heads;
-  if (!is_value) {
-    const float* angles = args.rope_table + static_cast<std::int64_t>(position) * kHeadDim;
-    const float cosine = __ldg(angles + dim);
-    const float sine = __ldg(angles + kHalf + dim);
+__device__ __forceinline__ void finish_pair(const QkvSmallArgs& args, const RowPlaces& places,
+                                            int group_row, int row, int head, int dim, float low,
+                                            float high) {
+  if (places.position[group_row] < 0) return;
+  if (head < args.num_heads + args.num_kv_heads) {
+    const float cosine = places.angles[group_row][dim];
+    const float sine = places.angles[group_row][kHalf + dim];
     const float rotated = low * cosine - high * sine;
     high = high * cosine + low * sine;
     low = rotated;
   }
-  __nv_bfloat16* to;
-  if (head < args.num_heads) {
-    to = args.buffers.q + (static_cast<std::int64_t>(row) * args.num_heads + head) * kHeadDim;
-  } else if (!is_value) {
-    to = key_address(args, row, position, head - args.num_heads);
-  } else {
-    const int kv_head = head - args.num_heads - args.num_kv_heads;
-    to = key_address(args, row, position, args.num_kv_heads + kv_head);
-  }
+  // A page's heads: those of the keys, then those of the values.
+  __nv_bfloat16* to =
+      head < args.num_heads
+          ? args.buffers.q + (static_cast<std::int64_t>(row) * args.num_heads + head) * kHeadDim
+          : places.keys[group_row] +
+                static_cast<std::int64_t>(head - args.num_heads) * kPageTokens * kHeadDim;
   to[dim] = __float2bfloat16(low);
   to[dim + kHalf] = __float2bfloat16(high);
 }
@@ -61,47 +75,59 @@ __device__ __forceinline__ void clear_router(const QkvSmallArgs& args) {
 }
 
 template <int kTokens, RingCopy kCopy>
-__global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens <= 8 ? 2 : 1)
+__global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
     qkv_small_kernel(const __grid_constant__ QkvSmallArgs args) {
   using Stream = DenseStream<kTokens, kCopy>;
+  constexpr int kShareColumns = kDenseShareColumns<kTokens>;
   extern __shared__ __align__(128) std::uint8_t smem_base[];
   __shared__ float factors[kGroupRows];
-  const SmallSmem<Stream> smem(smem_base);
+  __shared__ RowPlaces places;
+  __shared__ StagedVector bias;
+  const SmallSmem<Stream, kShareColumns> smem(smem_base);
   const int hidden = static_cast<int>(args.weight.cols);
   const int num_pairs = hidden / kPairColumns;
+  const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
   const int num_units = units_of_block(static_cast<int>(args.weight.row_tiles()));
-  const TileLocator locate(args.weight.data, args.weight.k_tiles() * kDenseTileBytes);
+  const std::int64_t tile_bytes = args.weight.k_tiles() * kDenseTileBytes;
+  TileLocator locate(args.weight.data, tile_bytes);
   Stream stream(smem.barriers, smem.ring, hidden);
   stream.start(num_units, locate);
   ptx::launch_dependents();
+  bias.load(args.bias, num_units);
+  places.load(args, 0, min(kGroupRows, args.step.num_rows));
   ptx::wait_for_dependencies();
-  clear_router(args);
 
   for (int first_row = 0; first_row < args.step.num_rows; first_row += kGroupRows) {
     const int num_rows = min(kGroupRows, args.step.num_rows - first_row);
     const auto row_of = [&](int row) { return first_row + row; };
-    if (first_row != 0) stream.start(num_units, locate);
-    stage_rows<0>(smem.activations, args.buffers.xs, hidden, num_pairs, num_rows, row_of);
-    norm_factors(factors, args.buffers.attn_squares, hidden, args.eps, num_rows, row_of);
-    __syncthreads();  // activations and factors, before they are read
-    multiply_units<kTokens>(
-        stream, smem.shares, smem.activations, activation_row_bytes(num_pairs), num_rows, num_units,
-        locate, [&](int first_unit, int count) {
+    auto* squares = reinterpret_cast<float*>(smem.activations + num_rows * row_bytes);
+    if (first_row != 0) {
+      locate = TileLocator(args.weight.data, tile_bytes);
+      stream.start(num_units, locate);
+      places.load(args, first_row, num_rows);
+    }
+    stage_rows(smem.activations, args.buffers.xs, hidden, num_pairs, num_rows, row_of);
+    stage_squares(squares, args.buffers.attn_squares, hidden, num_rows, row_of);
+    __syncthreads();  // activations, before they are read
+    if (first_row == 0) clear_router(args);
+    multiply_units<kTokens, kShareColumns>(
+        stream, smem.shares, smem.activations, row_bytes, num_rows, num_units, locate,
+        [&] { norm_factors(factors, squares, hidden, args.eps, num_rows); },
+        [&](int first_unit, int count) {
           constexpr int kPairs = kTileRows / 2;
           for (int i = static_cast<int>(threadIdx.x); i < count * num_rows * kPairs;
                i += static_cast<int>(blockDim.x)) {
             const int column = i / kPairs;
             const int pair = i % kPairs;
-            const int tile = static_cast<int>(blockIdx.x) +
-                             (first_unit + column / num_rows) * static_cast<int>(gridDim.x);
+            const int unit = first_unit + column / num_rows;
+            const int tile = StagedVector::tile(unit);
             const int row = column % num_rows;
-            const __nv_bfloat16* bias = args.bias + tile * kTileRows + pair;
             const float low = sum_shares<Stream::kWarps>(smem.shares, column, pair);
             const float high = sum_shares<Stream::kWarps>(smem.shares, column, pair + kPairs);
-            finish_pair(args, first_row + row, tile / kTilesPerHead,
+            finish_pair(args, places, row, first_row + row, tile / kTilesPerHead,
                         tile % kTilesPerHead * kPairs + pair,
-                        low * factors[row] + to_float(bias[0]),
-                        high * factors[row] + to_float(bias[kPairs]));
+                        low * factors[row] + bias.of(args.bias, unit, pair),
+                        high * factors[row] + bias.of(args.bias, unit, pair + kPairs));
           }
         });
   }
@@ -115,7 +141,8 @@ void qkv_small(const QkvSmallArgs& args, const DeviceInfo& device, Dependence de
                SmallVariants<QkvSmallArgs> GPTOSS_SMALL_KERNELS(qkv_small_kernel),
                SmallShape{.threads = kDenseWarps * kWarp,
                           .units = args.weight.row_tiles(),
-                          .smem = dense_smem_bytes(args.step.num_rows, args.weight.cols)});
+                          .smem = dense_smem_bytes(args.step.num_rows, args.weight.cols) +
+                                  squares_bytes(args.step.num_rows, args.weight.cols)});
 }
 
 }  // namespace gptoss::cuda

@@ -28,13 +28,16 @@ struct RouterSums {
 };
 
 struct SmallBuffers {
-  float* residual = nullptr;           // [kSmallRows][hidden]
-  __nv_bfloat16* xs = nullptr;         // [kSmallRows][hidden]
+  float* residual = nullptr;    // [kSmallRows][hidden]
+  __nv_bfloat16* xs = nullptr;  // [kSmallRows][hidden], for q, k, v and the logits
+  // What the MXFP4 products read: in the order of fragments (fragment_index), times
+  // 2^kMxActivationExponent, rows of whole chunks of 64 with 0 past the end.
+  __nv_bfloat16* expert_xs = nullptr;  // [kSmallRows][hidden up to a multiple of 64]
   float* attn_squares = nullptr;       // [kSmallRows][hidden / 16], of what attention reads
   float* mlp_squares = nullptr;        // [kSmallRows][hidden / 16], of what the experts read
   __nv_bfloat16* q = nullptr;          // [kSmallRows][num_heads * 64], rotated
   __nv_bfloat16* attention = nullptr;  // [kSmallRows][num_heads * 64]
-  __nv_bfloat16* h = nullptr;          // [kSmallRows * experts_per_token][intermediate]
+  __nv_bfloat16* h = nullptr;          // [kSmallRows * experts_per_token][intermediate likewise]
   RouterSums router;
 };
 

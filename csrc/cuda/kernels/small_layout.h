@@ -1,8 +1,7 @@
 // How the kernels of the small regime cut matrices and shared memory.
 //
-// Measured on an H200 (benchmarks/lab/cuda_small): a product streams at 4.4 TB/s with 40 KB of an
-// SM under way; what a ring holds beyond that is what the next kernel has before its inputs are
-// there, and two kernels share an SM only with at most 110 KB each.
+// Measured on an H200: a product streams at 4.4 TB/s with 40 KB of an SM under way. What the ring
+// holds beyond that is what a block has at hand when its inputs are there.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +15,8 @@ namespace gptoss::cuda {
 constexpr int kDenseWarps = 15;  // 2880 columns are 45 pieces, 4096 are 64
 constexpr int kDensePiece = 2;   // quanta: 64 columns, 2 KB
 constexpr int kDenseStages = 3;  // 2 with more than 8 rows, to leave room for those
-constexpr int kMxWarps = 15;
-constexpr int kMxPiece = 3;  // 192 columns, 1.6 KB
+constexpr int kMxWarps = 12;     // 2880 columns are 12 pieces
+constexpr int kMxPiece = 4;      // 256 columns, 2.1 KB
 constexpr int kMxStages = 3;
 
 template <int kTokens, RingCopy kCopy>
@@ -26,8 +25,14 @@ using DenseStream = TileStream<DenseQuanta, kDenseWarps, kDensePiece,
 template <RingCopy kCopy>
 using MxStream = TileStream<MxQuanta, kMxWarps, kMxPiece, kMxStages, kCopy>;
 
+// Columns (a unit's token) whose warps' shares wait in shared memory to be summed together.
+template <int kTokens>
+constexpr int kDenseShareColumns = kTokens == 1 ? 4 : kGroupRows;
+template <int kTokens>
+constexpr int kMxShareColumns = kTokens == 1 ? 12 : kGroupRows;
+
 // Dynamic shared memory: ring, barriers, warps' shares, activations.
-template <class Stream>
+template <class Stream, int kShareColumns>
 struct SmallSmem {
   std::uint8_t* ring;
   std::uint8_t* barriers;
@@ -50,16 +55,31 @@ struct SmallSmem {
 };
 
 // Shared memory of a dense product's block for a step of `num_rows` rows.
-inline std::size_t dense_smem_bytes(int num_rows, std::int64_t columns) {
-  const int num_pairs = static_cast<int>(tiles_along(columns, kPairColumns));
-  if (num_rows <= 8) return SmallSmem<DenseStream<8, RingCopy::kBulk>>::bytes(num_rows, num_pairs);
-  return SmallSmem<DenseStream<kGroupRows, RingCopy::kBulk>>::bytes(kGroupRows, num_pairs);
+template <int kTokens, int kShareColumns>
+std::size_t dense_smem_bytes(int num_rows, std::int64_t columns) {
+  return SmallSmem<DenseStream<kTokens, RingCopy::kBulk>, kShareColumns>::bytes(
+      num_rows, static_cast<int>(tiles_along(columns, kPairColumns)));
 }
 
-inline std::size_t mx_smem_bytes(int num_rows, std::int64_t columns) {
-  return SmallSmem<MxStream<RingCopy::kBulk>>::bytes(
-      num_rows < kGroupRows ? num_rows : kGroupRows,
-      2 * static_cast<int>(tiles_along(columns, kMxChunk)));
+inline std::size_t dense_smem_bytes(int num_rows, std::int64_t columns) {
+  const int rows = num_rows < kGroupRows ? num_rows : kGroupRows;
+  if (rows == 1) return dense_smem_bytes<1, kDenseShareColumns<1>>(rows, columns);
+  if (rows <= 8) return dense_smem_bytes<8, kDenseShareColumns<8>>(rows, columns);
+  return dense_smem_bytes<kGroupRows, kDenseShareColumns<kGroupRows>>(rows, columns);
+}
+
+// The rows' sums of squares, where a product lies behind a norm: after the activations.
+inline std::size_t squares_bytes(int num_rows, std::int64_t hidden) {
+  const int rows = num_rows < kGroupRows ? num_rows : kGroupRows;
+  return static_cast<std::size_t>(rows * tiles_along(hidden, kTileRows)) * sizeof(float);
+}
+
+// Likewise of an MXFP4 product's block with `num_rows` rows of activations.
+inline std::size_t mx_smem_bytes(bool one_token, int num_rows, std::int64_t columns) {
+  using Stream = MxStream<RingCopy::kBulk>;
+  const int num_pairs = 2 * static_cast<int>(tiles_along(columns, kMxChunk));
+  return one_token ? SmallSmem<Stream, kMxShareColumns<1>>::bytes(num_rows, num_pairs)
+                   : SmallSmem<Stream, kMxShareColumns<8>>::bytes(num_rows, num_pairs);
 }
 
 // Units of work of a block where `total` are dealt out to the grid in turn.
@@ -68,35 +88,65 @@ __device__ __forceinline__ int units_of_block(int total) {
          static_cast<int>(gridDim.x);
 }
 
-// Tiles of a matrix dealt out to blocks in turn: the address of the block's unit-th.
+// Numbers of a block's first tiles that its epilogue needs, in shared memory before they are
+// needed: from device memory they would cost a microsecond at the end of every kernel.
+constexpr int kStagedUnits = 8;
+struct StagedVector {
+  float values[kStagedUnits * kTileRows];
+
+  __device__ void load(const __nv_bfloat16* from, int num_units) {
+    for (int i = static_cast<int>(threadIdx.x); i < min(num_units, kStagedUnits) * kTileRows;
+         i += static_cast<int>(blockDim.x)) {
+      values[i] = to_float(from[channel(i / kTileRows, i % kTileRows)]);
+    }
+  }
+  __device__ float of(const __nv_bfloat16* from, int unit, int row) const {
+    return unit < kStagedUnits ? values[unit * kTileRows + row]
+                               : to_float(from[channel(unit, row)]);
+  }
+  __device__ static int tile(int unit) {
+    return static_cast<int>(blockIdx.x) + unit * static_cast<int>(gridDim.x);
+  }
+  __device__ static int channel(int unit, int row) { return tile(unit) * kTileRows + row; }
+};
+
+// Tiles of a matrix dealt out to blocks in turn: the address of the block's next.
 struct TileLocator {
-  const std::uint8_t* first;
+  const std::uint8_t* next;
   std::int64_t stride;
 
   __device__ TileLocator(const std::uint8_t* data, std::int64_t tile_bytes)
-      : first(data + blockIdx.x * tile_bytes), stride(gridDim.x * tile_bytes) {}
-  __device__ const std::uint8_t* operator()(int unit) const { return first + unit * stride; }
+      : next(data + blockIdx.x * tile_bytes), stride(gridDim.x * tile_bytes) {}
+  __device__ const std::uint8_t* operator()() {
+    const std::uint8_t* at = next;
+    next += stride;
+    return at;
+  }
 };
 
 // Multiplies units until their columns fill the shares, for products whose units all have
 // `num_rows` columns: finish(first_unit, num_units) follows a barrier, with column
 // unit * num_rows + row.
-template <int kTokens, class Stream, class Locate, class Finish>
+// prepare() comes before the first barrier.
+template <int kTokens, int kShareColumns, class Stream, class Locate, class Prepare, class Finish>
 __device__ __forceinline__ void multiply_units(Stream& stream, float* shares,
                                                const std::uint8_t* activations,
                                                std::uint32_t row_bytes, int num_rows, int num_units,
-                                               Locate& locate, const Finish& finish) {
+                                               Locate& locate, const Prepare& prepare,
+                                               const Finish& finish) {
   constexpr int kTokenTiles = kTokenTilesOf<kTokens>;
   const uint4* x[kTokenTiles];
   point_at_rows<kTokenTiles>(x, activations, row_bytes, num_rows, [](int row) { return row; });
+  typename Stream::template Product<kTokens> product;
   const int units_at_once = max(1, kShareColumns / num_rows);
   for (int first = 0; first < num_units; first += units_at_once) {
     const int count = min(units_at_once, num_units - first);
     for (int unit = 0; unit < count; ++unit) {
       float acc[kTokenTiles][4];
-      stream.template multiply<kTokens>(acc, x, locate);
+      stream.template multiply<kTokens>(product, acc, x, locate);
       store_shares<Stream::kWarps, kTokenTiles>(shares, unit * num_rows, num_rows, acc);
     }
+    if (first == 0) prepare();
     __syncthreads();  // the shares, before they are summed
     finish(first, count);
     __syncthreads();  // the sums, before the shares are written again

@@ -24,8 +24,9 @@ void require_small_kernels(const ModelConfig& c, const DeviceInfo& device) {
   constexpr std::size_t kStatic = 8192;  // routing and lists
   const std::size_t needed =
       std::max({dense_smem_bytes(kGroupRows, c.hidden_size),
-                dense_smem_bytes(kGroupRows, c.q_size()), mx_smem_bytes(kGroupRows, c.hidden_size),
-                mx_smem_bytes(kGroupRows, c.intermediate_size) + totals}) +
+                dense_smem_bytes(kGroupRows, c.q_size()),
+                mx_smem_bytes(false, kGroupRows, c.hidden_size),
+                mx_smem_bytes(false, kGroupRows, c.intermediate_size) + totals}) +
       kStatic;
   GPTOSS_REQUIRE(InvalidArgument, needed <= device.smem_per_block,
                  "[load_model] expected sizes whose 16 rows fit in ", device.smem_per_block,

@@ -8,16 +8,19 @@ namespace gptoss::cuda {
 namespace {
 
 template <int kTokens, RingCopy kCopy>
-__global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens <= 8 ? 2 : 1)
+__global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
     unembedding_small_kernel(const __grid_constant__ UnembeddingSmallArgs args) {
   using Stream = DenseStream<kTokens, kCopy>;
+  constexpr int kShareColumns = kGroupRows;
   extern __shared__ __align__(128) std::uint8_t smem_base[];
   __shared__ float factors[kGroupRows];
-  const SmallSmem<Stream> smem(smem_base);
+  const SmallSmem<Stream, kShareColumns> smem(smem_base);
   const int hidden = static_cast<int>(args.weight.cols);
   const int num_pairs = hidden / kPairColumns;
   const int num_units = units_of_block(static_cast<int>(args.weight.row_tiles()));
-  const TileLocator locate(args.weight.data, args.weight.k_tiles() * kDenseTileBytes);
+  const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
+  const std::int64_t tile_bytes = args.weight.k_tiles() * kDenseTileBytes;
+  TileLocator locate(args.weight.data, tile_bytes);
   Stream stream(smem.barriers, smem.ring, hidden);
   stream.start(num_units, locate);
   ptx::launch_dependents();
@@ -26,13 +29,18 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens <= 8 ? 2 : 1)
   for (int first_row = 0; first_row < args.num_logit_rows; first_row += kGroupRows) {
     const int num_rows = min(kGroupRows, args.num_logit_rows - first_row);
     const auto row_of = [&](int row) { return args.logit_rows[first_row + row]; };
-    if (first_row != 0) stream.start(num_units, locate);
-    stage_rows<0>(smem.activations, args.buffers.xs, hidden, num_pairs, num_rows, row_of);
-    norm_factors(factors, args.buffers.attn_squares, hidden, args.eps, num_rows, row_of);
-    __syncthreads();  // activations and factors, before they are read
-    multiply_units<kTokens>(
-        stream, smem.shares, smem.activations, activation_row_bytes(num_pairs), num_rows, num_units,
-        locate, [&](int first_unit, int count) {
+    auto* squares = reinterpret_cast<float*>(smem.activations + num_rows * row_bytes);
+    if (first_row != 0) {
+      locate = TileLocator(args.weight.data, tile_bytes);
+      stream.start(num_units, locate);
+    }
+    stage_rows(smem.activations, args.buffers.xs, hidden, num_pairs, num_rows, row_of);
+    stage_squares(squares, args.buffers.attn_squares, hidden, num_rows, row_of);
+    __syncthreads();  // activations, before they are read
+    multiply_units<kTokens, kShareColumns>(
+        stream, smem.shares, smem.activations, row_bytes, num_rows, num_units, locate,
+        [&] { norm_factors(factors, squares, hidden, args.eps, num_rows); },
+        [&](int first_unit, int count) {
           for (int i = static_cast<int>(threadIdx.x); i < count * num_rows * kTileRows;
                i += static_cast<int>(blockDim.x)) {
             const int column = i / kTileRows;
@@ -49,6 +57,13 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens <= 8 ? 2 : 1)
   }
 }
 
+// With one row too all shares wait: 95 tiles a block want few barriers.
+std::size_t smem_bytes(int num_rows, std::int64_t columns) {
+  return squares_bytes(num_rows, columns) + (num_rows == 1
+                                                 ? dense_smem_bytes<1, kGroupRows>(1, columns)
+                                                 : dense_smem_bytes(num_rows, columns));
+}
+
 }  // namespace
 
 void unembedding_small(const UnembeddingSmallArgs& args, const DeviceInfo& device,
@@ -57,7 +72,7 @@ void unembedding_small(const UnembeddingSmallArgs& args, const DeviceInfo& devic
                SmallVariants<UnembeddingSmallArgs> GPTOSS_SMALL_KERNELS(unembedding_small_kernel),
                SmallShape{.threads = kDenseWarps * kWarp,
                           .units = args.weight.row_tiles(),
-                          .smem = dense_smem_bytes(args.num_logit_rows, args.weight.cols)});
+                          .smem = smem_bytes(args.num_logit_rows, args.weight.cols)});
 }
 
 }  // namespace gptoss::cuda

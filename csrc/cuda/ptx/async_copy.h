@@ -25,6 +25,11 @@ __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
+// Asks for the 128 bytes around an address to be brought into L2.
+__device__ __forceinline__ void prefetch_l2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // Waits until at most `kPending` of this thread's latest groups are under way.
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
