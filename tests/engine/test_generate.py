@@ -192,6 +192,31 @@ def test_a_stop_token_is_yielded_last(prompt: list[int]) -> None:
         assert_continues_as_fresh(model, session, prompt + expected)
 
 
+def test_next_tokens_gives_each_generation_what_it_gets_alone(rng: np.random.Generator) -> None:
+    model = shared_model()
+    prompts = [random_tokens(rng, count) for count in (1, 9, 70)]
+    budgets = (7, 3, 12)
+    alone = []
+    for prompt, budget in zip(prompts, budgets, strict=True):
+        with model.session() as session:
+            alone.append(list(session.generate(prompt, GREEDY, max_new_tokens=budget)))
+    sessions = [model.session() for _ in prompts]
+    running = [
+        session.generate(prompt, GREEDY, max_new_tokens=budget)
+        for session, prompt, budget in zip(sessions, prompts, budgets, strict=True)
+    ]
+    together: list[list[int]] = [[] for _ in prompts]
+    for _ in range(max(budgets) + 1):
+        for found, token in zip(together, model.next_tokens(running), strict=True):
+            if token is not None:
+                found.append(token)
+    assert together == alone
+    assert [generation.finish_reason for generation in running] == ["length"] * 3
+    for session, prompt, tokens_alone in zip(sessions, prompts, alone, strict=True):
+        assert session.tokens == prompt + tokens_alone
+        session.close()
+
+
 def test_a_full_context_ends_with_length(prompt: list[int]) -> None:
     model = shared_model()
     session = model.session(max_tokens=len(prompt) + 5)
