@@ -1,6 +1,6 @@
 # The CUDA engine, or the one file that stands for its absence.
 
-set(GPTOSS_CUDA OFF CACHE STRING "CUDA engine: ON, OFF, or AUTO: where a compiler is found")
+set(GPTOSS_CUDA AUTO CACHE STRING "CUDA engine: ON, OFF, or AUTO: where a compiler is found")
 set_property(CACHE GPTOSS_CUDA PROPERTY STRINGS AUTO ON OFF)
 # Machine code for each; PTX of the first serves what comes after the last.
 set(GPTOSS_CUDA_ARCHS "80;86;89;90a;100;120" CACHE STRING "Compute capabilities to compile for")
