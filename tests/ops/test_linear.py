@@ -15,6 +15,7 @@ from reference import ops as reference
 from reference.op_support import (
     THREADS,
     Output,
+    activations_seen,
     assert_refused,
     assert_same_bits,
     examples,
@@ -44,7 +45,7 @@ def check_against_reference(
     w = reference.bf16_values(weight)
     b = None if bias is None else reference.bf16_values(bias)
     expected = reference.linear(x, w, b)
-    seen = reference.round_activations(x, isa, dense=dense)
+    seen = activations_seen(x, isa, dense=dense)
     if dense == "bf16":
         x_eps = EPS_BF16 if isa == "amx" else 0.0
         assert_within(found, expected, linear_bound(x, w, b, x_eps=x_eps), "linear")

@@ -15,6 +15,7 @@ from reference import ops as reference
 from reference.op_support import (
     THREADS,
     Output,
+    activations_seen,
     assert_refused,
     assert_same_bits,
     examples,
@@ -58,7 +59,7 @@ def check_against_reference(
     bound = int8_linear_bound(x, weight, dense=False) + linear_bound(x, weight, b)
     assert_within(found, expected, bound, "linear_mxfp4")
     # Of the codes that the activations became, the product is as good as float32 allows.
-    seen = reference.round_activations(x, isa, dense=None)
+    seen = activations_seen(x, isa, dense=None)
     exact = reference.linear(seen, weight, b)
     assert_within(found, exact, linear_bound(seen, weight, b), "linear_mxfp4 as quantised")
 

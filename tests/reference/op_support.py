@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from gpt_oss_native import InvalidArgument
+from gpt_oss_native import InvalidArgument, ops
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from reference import ops as reference
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -32,6 +34,20 @@ _POISON: dict[np.dtype[Any], Any] = {
 
 seeds = st.integers(0, 2**32 - 1)
 token_counts = st.one_of(st.integers(1, 9), st.integers(1, 70))
+
+
+def activations_seen(x: Array, isa: str, *, dense: str | None) -> npt.NDArray[np.float64]:
+    """What products see of x at an ISA level: of MXFP4 (dense None), of dense "bf16" or "int8".
+
+    Integer codes are the op's own, which has its tests: a tie that float32 rounds the other way
+    than float64 would move a code by one.
+    """
+    if isa == "amx":
+        return reference.round_bf16(x) if dense == "bf16" else reference.round_grid(x)
+    if dense == "bf16":
+        return np.asarray(x, dtype=np.float64)
+    quantize = ops.quantize_int8 if dense is None else ops.quantize_int15
+    return reference.dequantize(*quantize(x, isa="scalar"))
 
 
 def examples(count: int) -> Callable[[Any], Any]:

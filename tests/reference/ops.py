@@ -286,15 +286,6 @@ def round_grid(x: npt.ArrayLike) -> F64:
     return np.where(finite, codes * unit, np.nan).reshape(np.shape(x))
 
 
-def round_activations(x: npt.ArrayLike, isa: str, *, dense: str | None) -> F64:
-    """What products see of x at an ISA level: of MXFP4 (dense None), of dense "bf16" or "int8"."""
-    if isa == "amx":
-        return round_bf16(x) if dense == "bf16" else round_grid(x)
-    if dense == "bf16":
-        return np.asarray(x, dtype=np.float64)
-    return round_int8(x) if dense is None else round_int15(x)
-
-
 def round_packed(weight: npt.ArrayLike) -> F64:
     """What packing leaves of dense weights [..., k]: int8 in blocks of 32 with a scale of
     float32(amax / 127) rounded up to bfloat16."""
