@@ -17,9 +17,11 @@ endif()
 # Hopper's own instructions need 90a, so those files are compiled for it alone.
 function(gptoss_cuda_objects target archs)
   add_library(${target} OBJECT ${ARGN})
-  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${archs}" CUDA_STANDARD 20)
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${archs}")
   target_link_libraries(${target} PRIVATE gptoss_options gptoss_warnings CUDA::cudart_static)
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-diag-suppress=177>)
+  # The standard is said here: CMake 3.25 takes C++20 for the default of nvcc 13 and leaves it out.
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -diag-suppress=177>)
   if(GPTOSS_CUDA_LINEINFO)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
   endif()
