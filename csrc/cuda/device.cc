@@ -35,7 +35,7 @@ void check(cudaError_t status, const char* op) {
   throw DeviceError(text);
 }
 
-DeviceBuffer::DeviceBuffer(std::size_t num_bytes, const char* what) : num_bytes_(num_bytes) {
+DeviceBuffer::DeviceBuffer(std::size_t num_bytes, const char* what) : OwnedMemory(num_bytes) {
   if (num_bytes == 0) return;
   const cudaError_t status = cudaMalloc(&data_, num_bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -45,17 +45,9 @@ DeviceBuffer::DeviceBuffer(std::size_t num_bytes, const char* what) : num_bytes_
   check(status, what);
 }
 
-DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr) cudaFree(data_);
-}
-
-PinnedBuffer::PinnedBuffer(std::size_t num_bytes, const char* what) : num_bytes_(num_bytes) {
+PinnedBuffer::PinnedBuffer(std::size_t num_bytes, const char* what) : OwnedMemory(num_bytes) {
   if (num_bytes == 0) return;
   check(cudaHostAlloc(&data_, num_bytes, cudaHostAllocMapped | cudaHostAllocPortable), what);
-}
-
-PinnedBuffer::~PinnedBuffer() {
-  if (data_ != nullptr) cudaFreeHost(data_);
 }
 
 Stream::Stream() {

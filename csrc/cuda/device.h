@@ -18,20 +18,22 @@ inline void check_launch(const char* op) {
   check(cudaGetLastError(), op);
 }
 
-// Device memory, uninitialised. Throws OutOfMemory with the sizes when it does not fit.
-class DeviceBuffer {
+// A block of memory with an owner; kFree gives it back.
+template <cudaError_t (*kFree)(void*)>
+class OwnedMemory {
  public:
-  DeviceBuffer() = default;
-  DeviceBuffer(std::size_t num_bytes, const char* what);
-  DeviceBuffer(DeviceBuffer&& other) noexcept
+  OwnedMemory() = default;
+  OwnedMemory(OwnedMemory&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)),
         num_bytes_(std::exchange(other.num_bytes_, 0)) {}
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+  OwnedMemory& operator=(OwnedMemory&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(num_bytes_, other.num_bytes_);
     return *this;
   }
-  ~DeviceBuffer();
+  ~OwnedMemory() {
+    if (data_ != nullptr) kFree(data_);
+  }
 
   template <typename T>
   T* as() const {
@@ -39,35 +41,27 @@ class DeviceBuffer {
   }
   std::size_t num_bytes() const { return num_bytes_; }
 
- private:
+ protected:
+  explicit OwnedMemory(std::size_t num_bytes) : num_bytes_(num_bytes) {}
+
   void* data_ = nullptr;
+
+ private:
   std::size_t num_bytes_ = 0;
 };
 
+// Device memory, uninitialised. Throws OutOfMemory with the sizes when it does not fit.
+class DeviceBuffer : public OwnedMemory<cudaFree> {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(std::size_t num_bytes, const char* what);
+};
+
 // Page-locked host memory, mapped into the device's address space.
-class PinnedBuffer {
+class PinnedBuffer : public OwnedMemory<cudaFreeHost> {
  public:
   PinnedBuffer() = default;
   PinnedBuffer(std::size_t num_bytes, const char* what);
-  PinnedBuffer(PinnedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)),
-        num_bytes_(std::exchange(other.num_bytes_, 0)) {}
-  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(num_bytes_, other.num_bytes_);
-    return *this;
-  }
-  ~PinnedBuffer();
-
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  std::size_t num_bytes() const { return num_bytes_; }
-
- private:
-  void* data_ = nullptr;
-  std::size_t num_bytes_ = 0;
 };
 
 class Stream {

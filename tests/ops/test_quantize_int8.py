@@ -8,10 +8,10 @@ from cases import HIDDEN, strided
 from gpt_oss_native import ops
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import ops as reference
 from reference.op_support import (
     THREADS,
     Output,
+    assert_codes_are_nearest,
     assert_refused,
     assert_same_bits,
     examples,
@@ -21,21 +21,6 @@ from reference.op_support import (
     table,
     token_counts,
 )
-
-
-def assert_codes_are_nearest(codes: np.ndarray, scales: np.ndarray, x: np.ndarray) -> None:
-    """Scales are the reference's bits; codes are too, but where the float32 quotient rounds onto a
-    tie and the exact one does not."""
-    expected, expected_scales = reference.quantize_int8(x)
-    assert_same_bits(scales, expected_scales, "scales")
-    differs = codes != expected
-    if not differs.any():
-        return
-    divisor = np.repeat(expected_scales.astype(np.float64), 32, axis=-1)[differs]
-    quotient = x[differs].astype(np.float64) / divisor
-    to_tie = np.abs(np.abs(quotient - np.trunc(quotient)) - 0.5)
-    assert (to_tie <= np.abs(quotient) * 2.0**-24).all(), "a code is not the nearest"
-    assert (np.abs(codes[differs].astype(int) - expected[differs]) == 1).all()
 
 
 @given(
@@ -64,7 +49,7 @@ def test_quantize_int8_agrees_with_the_reference(
     table(device_isa, threads).quantize_int8(rows, codes.view, scales.view)
     found = codes.values()
     assert found.min() >= -127
-    assert_codes_are_nearest(found, scales.values(), x)
+    assert_codes_are_nearest(found, scales.values(), x, bits="int8")
 
 
 def test_quantize_int8_bits_are_the_same_on_every_isa(
@@ -87,7 +72,7 @@ def test_quantize_int8_never_emits_minus_128(device_isa: str, largest: float) ->
     codes, scales = ops.quantize_int8(x, isa=device_isa, threads=1)
     assert codes.min() >= -127
     assert (scales >= 0).all()
-    assert_codes_are_nearest(codes, scales, x)
+    assert_codes_are_nearest(codes, scales, x, bits="int8")
     if scales[0, 0] > 1e-38:
         assert (codes[0] == 127).all()
         assert (codes[1] == -127).all()
@@ -119,7 +104,7 @@ def test_quantize_int8_marks_blocks_that_are_not_finite(
         codes, scales = ops.quantize_int8(x, isa=device_isa, threads=1)
         np.testing.assert_array_equal(np.isnan(scales), [[False] * 3, [False, True, False]])
         assert not codes[1, 32:64].any()
-        assert_codes_are_nearest(codes, scales, x)
+        assert_codes_are_nearest(codes, scales, x, bits="int8")
 
 
 @given(seed=seeds, tokens=st.integers(1, 70), blocks=st.integers(2, 9))

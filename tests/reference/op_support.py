@@ -36,6 +36,22 @@ seeds = st.integers(0, 2**32 - 1)
 token_counts = st.one_of(st.integers(1, 9), st.integers(1, 70))
 
 
+def assert_codes_are_nearest(codes: Array, scales: Array, x: Array, *, bits: str) -> None:
+    """Of ``quantize_int8`` or ``_int15`` (``bits``): scales are the reference's bits; codes are too,
+    but where the float32 quotient rounds onto a tie and the exact one does not."""
+    quantize = {"int8": reference.quantize_int8, "int15": reference.quantize_int15}[bits]
+    expected, expected_scales = quantize(x)
+    assert_same_bits(scales, expected_scales, "scales")
+    differs = codes != expected
+    if not differs.any():
+        return
+    divisor = np.repeat(expected_scales.astype(np.float64), 32, axis=-1)[differs]
+    quotient = x[differs].astype(np.float64) / divisor
+    to_tie = np.abs(np.abs(quotient - np.trunc(quotient)) - 0.5)
+    assert (to_tie <= np.abs(quotient) * 2.0**-24).all(), "a code is not the nearest"
+    assert (np.abs(codes[differs].astype(int) - expected[differs]) == 1).all()
+
+
 def activations_seen(x: Array, isa: str, *, dense: str | None) -> npt.NDArray[np.float64]:
     """What products see of x at an ISA level: of MXFP4 (dense None), of dense "bf16" or "int8".
 
