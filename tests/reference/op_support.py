@@ -37,7 +37,7 @@ token_counts = st.one_of(st.integers(1, 9), st.integers(1, 70))
 
 
 def assert_codes_are_nearest(codes: Array, scales: Array, x: Array, *, bits: str) -> None:
-    """Of ``quantize_int8`` or ``_int15`` (``bits``): scales are the reference's bits; codes are too,
+    """Of ``quantize_int8`` or ``_int15`` (``bits``): scales are the reference's bits; codes too,
     but where the float32 quotient rounds onto a tie and the exact one does not."""
     quantize = {"int8": reference.quantize_int8, "int15": reference.quantize_int15}[bits]
     expected, expected_scales = quantize(x)
