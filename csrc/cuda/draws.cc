@@ -44,6 +44,10 @@ Draws::Draws(std::int64_t vocab)
   std::memset(results_.as<std::byte>(), 0, results_.num_bytes());
 }
 
+std::size_t Draws::planned_bytes(std::int64_t vocab) {
+  return kDrawsKept * sizeof(std::int32_t) + draw_tokens_workspace_bytes(vocab, kMaxRows);
+}
+
 std::size_t Draws::num_bytes() const {
   std::size_t total = tokens_.num_bytes() + workspace_.num_bytes();
   for (const Mask& mask : masks_) total += mask.bits.num_bytes();
@@ -71,7 +75,7 @@ const std::uint32_t* Draws::allowed(const Banned& banned, cudaStream_t stream) {
 
 std::span<const DrawRow> Draws::prepare(const Batch& batch, cudaStream_t stream) {
   rows_.clear();
-  all_greedy_ = true;
+  kinds_ = {};
   std::int32_t logit_row = 0;
   for (const Segment& segment : batch.segments) {
     const auto scored = static_cast<std::int32_t>(segment.num_scored_rows());
@@ -83,13 +87,13 @@ std::span<const DrawRow> Draws::prepare(const Batch& batch, cudaStream_t stream)
       row.slot = static_cast<std::int32_t>(next_ % kDrawsKept);
       row.tag = tag_of(next_);
       if (options.temperature > 0) {
-        all_greedy_ = false;
         row.random = options.random;
         row.inverse_temperature = std::min(1.0 / options.temperature, 1e30);
         row.top_p = options.top_p;
         row.min_weight = std::max(1.0, std::ceil(options.min_p * kLargestWeight));
         row.top_k = options.top_k < vocab_ ? static_cast<std::int32_t>(options.top_k) : 0;
       }
+      kinds_ |= draw_kinds(row, vocab_);
       batch.draws[rows_.size()] = next_++;
       rows_.push_back(row);
     }
@@ -107,7 +111,7 @@ void Draws::queue(const float* logits, const DrawRow* rows, cudaStream_t stream)
     args.rows = rows + begin;
     args.num_rows = std::min(count - begin, kMaxRows);
     args.max_rows = kMaxRows;
-    args.all_greedy = all_greedy_;
+    args.kinds = kinds_;
     args.tokens = tokens_.as<std::int32_t>();
     args.results = results_.as<std::uint64_t>();
     args.workspace = workspace_.as<std::uint8_t>();

@@ -17,6 +17,8 @@ namespace gptoss::cuda {
 class Draws {
  public:
   explicit Draws(std::int64_t vocab);
+  // Of device memory that the constructor allocates.
+  static std::size_t planned_bytes(std::int64_t vocab);
 
   // Descriptions of a batch's draws, to be carried to the device, and their numbers in
   // batch.draws. Valid until the next call.
@@ -43,7 +45,7 @@ class Draws {
   Event done_;  // what was queued last
   DrawId next_ = 0;
   std::vector<DrawRow> rows_;
-  bool all_greedy_ = true;
+  DrawKinds kinds_;
   struct Mask {
     Banned banned;
     DeviceBuffer bits;

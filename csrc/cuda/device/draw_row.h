@@ -25,11 +25,17 @@ __device__ __forceinline__ float key_value(std::uint32_t key) {
 __device__ __forceinline__ bool is_allowed(const DrawRow& row, std::int64_t token) {
   return row.allowed == nullptr || (row.allowed[token / 32] >> (token % 32) & 1) != 0;
 }
-__device__ __forceinline__ bool has_filters(const DrawRow& row) {
-  return row.top_k > 0 || row.top_p < 1 || row.min_weight > 1;
+// Whether some tokens are cut off by their place in the order.
+__host__ __device__ inline bool cuts(const DrawRow& row) {
+  return row.top_k > 0 || row.top_p < 1;
 }
-__device__ __forceinline__ bool needs_all_weights(const DrawRow& row) {
-  return !has_filters(row) || (row.top_p < 1 && row.top_k == 0);
+// Whether the chunks' largest logits say where about the cut of top-k lies.
+__host__ __device__ inline bool bounded_by_chunks(const DrawRow& row, std::int64_t num_chunks) {
+  return row.top_k > 0 && row.top_k <= num_chunks;
+}
+// What those of top-p weigh together at least, `total` being what all weigh.
+__device__ __forceinline__ std::uint64_t top_p_limit(const DrawRow& row, std::uint64_t total) {
+  return static_cast<std::uint64_t>(fmax(ceil(row.top_p * static_cast<double>(total)), 1.0));
 }
 
 // round(2^44 * exp((logit - largest) / temperature)): the operations of weight_of in
@@ -65,41 +71,107 @@ struct DrawWeights {
     return static_cast<std::uint64_t>(__double_as_longlong(weight)) &
            ((std::uint64_t{1} << 52) - 1);
   }
+  // 0 below min-p.
+  __device__ std::uint64_t kept(const DrawRow& row, float logit) const {
+    const std::uint64_t weight = of(logit);
+    return static_cast<double>(weight) < row.min_weight ? 0 : weight;
+  }
+};
+
+// Tokens by their distance from the largest logit: 1/128 of what divides the weight by e, or of a
+// logit for top-k alone. The last bin has all beyond; no weight there is above 0.
+constexpr int kDrawBins = 4096;
+constexpr std::uint32_t kDrawListed = 2048;
+
+struct DrawBins {
+  float largest;
+  float scale;
+
+  __device__ DrawBins(const DrawRow& row, float largest)
+      : largest(largest),
+        scale(128.0f * (row.top_k > 0 ? 1.0f : static_cast<float>(row.inverse_temperature))) {}
+  // Ascends as logits descend: each of the operations is monotonic.
+  __device__ int of(float logit) const {
+    const float distance = __fmul_rn(__fsub_rn(largest, logit), scale);
+    return distance < static_cast<float>(kDrawBins - 1) ? static_cast<int>(distance)
+                                                        : kDrawBins - 1;
+  }
+};
+
+struct ListedToken {
+  std::int32_t token;
+  float logit;
 };
 
 enum DrawFlags : std::uint32_t { kFoundNan = 1, kFoundPlusInf = 2, kFoundFinite = 4 };
 
 struct DrawState {
-  unsigned long long best;   // key of the largest logit, complement of its token
-  unsigned long long total;  // of all weights
+  unsigned long long best;    // key of the largest logit, complement of its token
+  unsigned long long total;   // of all weights (top-p without top-k)
+  unsigned long long before;  // what the bins before the one of the limit measure
   std::uint32_t flags;
   std::uint32_t arrived;
   float largest;
+  std::int32_t bin;          // in which the limit of top-k, or else of top-p, falls
+  std::uint32_t num_listed;  // more than kDrawListed: the list is not whole
   bool is_done;
 };
 
 struct DrawWorkspace {
   DrawState* states;
-  std::uint64_t* all_sums;  // [rows][chunks]
-  std::uint32_t* all_keys;  // [rows][chunks]
-  std::uint32_t* all_ties;  // [rows][chunks]
+  unsigned long long* all_bins;  // [rows][kDrawBins], zero between calls
+  ListedToken* all_lists;        // [rows][kDrawListed]
+  std::uint64_t* all_sums;       // [rows][chunks]
+  std::uint32_t* all_keys;       // [rows][chunks]
+  std::uint32_t* all_ties;       // [rows][chunks]
   std::int64_t num_chunks;
 
   static std::int64_t chunks_of(std::int64_t vocab) { return tiles_along(vocab, kDrawChunk); }
   static std::size_t row_bytes(std::int64_t vocab) {
-    return sizeof(DrawState) + static_cast<std::size_t>(chunks_of(vocab)) * 16;
+    return sizeof(DrawState) + sizeof(unsigned long long) * kDrawBins +
+           sizeof(ListedToken) * kDrawListed + static_cast<std::size_t>(chunks_of(vocab)) * 16;
   }
   DrawWorkspace(std::uint8_t* memory, std::int64_t vocab, std::int64_t max_rows)
       : states(reinterpret_cast<DrawState*>(memory)), num_chunks(chunks_of(vocab)) {
-    all_sums = reinterpret_cast<std::uint64_t*>(states + max_rows);
+    all_bins = reinterpret_cast<unsigned long long*>(states + max_rows);
+    all_lists = reinterpret_cast<ListedToken*>(all_bins + max_rows * kDrawBins);
+    all_sums = reinterpret_cast<std::uint64_t*>(all_lists + max_rows * kDrawListed);
     all_keys = reinterpret_cast<std::uint32_t*>(all_sums + max_rows * num_chunks);
     all_ties = all_keys + max_rows * num_chunks;
   }
 
+  __device__ unsigned long long* bins(std::int64_t row) const { return all_bins + row * kDrawBins; }
+  __device__ ListedToken* list(std::int64_t row) const { return all_lists + row * kDrawListed; }
   __device__ std::uint64_t* sums(std::int64_t row) const { return all_sums + row * num_chunks; }
   __device__ std::uint32_t* keys(std::int64_t row) const { return all_keys + row * num_chunks; }
   __device__ std::uint32_t* ties(std::int64_t row) const { return all_ties + row * num_chunks; }
 };
+
+// f(token, logit) for the lane's tokens of a chunk; all are loaded before the first is looked at.
+template <typename Body>
+__device__ __forceinline__ void for_chunk(const float* logits, std::int64_t vocab,
+                                          std::int64_t chunk, Body&& body) {
+  constexpr int kEach = static_cast<int>(kDrawChunk) / kWarp;
+  const std::int64_t first = chunk * kDrawChunk + threadIdx.x % kWarp;
+  float values[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const std::int64_t token = first + i * kWarp;
+    values[i] = token < vocab ? logits[token] : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const std::int64_t token = first + i * kWarp;
+    if (token < vocab) body(token, values[i]);
+  }
+}
+
+__device__ void publish(const DrawTokensArgs& args, const DrawRow& row, std::int32_t token) {
+  args.tokens[row.slot] = token < 0 ? 0 : token;
+  const std::uint64_t result = std::uint64_t{row.tag} << 32 | static_cast<std::uint32_t>(token);
+  // One store of 8 bytes, which the host sees whole.
+  *reinterpret_cast<volatile std::uint64_t*>(args.results + row.slot) = result;
+}
 
 // Keys above `key` measure `before` together, which is below the limit; with those equal to it the
 // limit is reached, or nothing is left.
@@ -108,32 +180,38 @@ struct DrawCut {
   std::uint64_t before = 0;
 };
 
-// A radix descent, eight bits at a time, over one histogram a warp.
+// One for a few items; one a warp where many would meet in the same bins.
+enum class HistogramCopies { kOne, kOneAWarp };
+
+// A radix descent, eight bits at a time, over histograms.
 template <int kThreads>
 class Histograms {
  public:
   // `visit(add)` calls add(key, measure) for every item, the same in each of the four passes, with
   // measure() what the item counts for; every thread of the block comes here.
   template <typename Visit>
-  __device__ DrawCut find(std::uint64_t limit, Visit&& visit) {
+  __device__ DrawCut find(std::uint64_t limit, HistogramCopies how, Visit&& visit) {
+    const int copies = how == HistogramCopies::kOne ? 1 : kWarps;
     DrawCut cut;
     for (int shift = 24; shift >= 0; shift -= 8) {
-      for (int i = threadIdx.x; i < kWarps * kBins; i += kThreads) (&sums_[0][0])[i] = 0;
+      for (int i = threadIdx.x; i < copies * kBins; i += kThreads) (&sums_[0][0])[i] = 0;
       __syncthreads();
       const std::uint32_t prefix = cut.key;
-      unsigned long long* mine = sums_[threadIdx.x / kWarp];
+      unsigned long long* mine = sums_[threadIdx.x / kWarp % copies];
       visit([&](std::uint32_t key, auto&& measure) {
         if (std::uint64_t{key} >> (shift + 8) == std::uint64_t{prefix} >> (shift + 8)) {
           atomicAdd(mine + (key >> shift & (kBins - 1)), measure());
         }
       });
       __syncthreads();
-      for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
-        unsigned long long sum = 0;
-        for (int warp = 0; warp < kWarps; ++warp) sum += sums_[warp][bin];
-        sums_[0][bin] = sum;
+      if (copies > 1) {
+        for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
+          unsigned long long sum = 0;
+          for (int warp = 0; warp < kWarps; ++warp) sum += sums_[warp][bin];
+          sums_[0][bin] = sum;
+        }
+        __syncthreads();
       }
-      __syncthreads();
       if (threadIdx.x < kWarp) choose(cut, limit, shift);
       __syncthreads();
       cut = chosen_;

@@ -28,13 +28,30 @@ enum class DrawError : std::int32_t {
   kNothingAllowed = -4,
 };
 
+// What rows need done besides finding the largest logit.
+struct DrawKinds {
+  bool random = false;  // a temperature
+  bool whole = false;   // neither top-k nor top-p
+  bool cut = false;     // one of them
+  bool binned = false;  // a cut of which nothing is known at first
+
+  DrawKinds& operator|=(const DrawKinds& other) {
+    random |= other.random;
+    whole |= other.whole;
+    cut |= other.cut;
+    binned |= other.binned;
+    return *this;
+  }
+};
+DrawKinds draw_kinds(const DrawRow& row, std::int64_t vocab);
+
 struct DrawTokensArgs {
   const float* logits = nullptr;  // [...][vocab]
   std::int64_t vocab = 0;
   const DrawRow* rows = nullptr;  // [num_rows], device memory
   std::int32_t num_rows = 0;
   std::int32_t max_rows = 0;          // what the workspace was made for
-  bool all_greedy = false;            // no row has a temperature
+  DrawKinds kinds;                    // of all rows
   std::int32_t* tokens = nullptr;     // [slots], device memory; 0 where there is an error
   std::uint64_t* results = nullptr;   // [slots], mapped host memory
   std::uint8_t* workspace = nullptr;  // zeroed before the first use, kept ready by every call
