@@ -25,11 +25,22 @@ DeviceInfo open_device(int index) {
   return device_info(index);
 }
 
+namespace {
+
+// All that a backend holds besides weights and pages, before anything is allocated.
+std::size_t planned_workspace(const ModelConfig& config) {
+  return SmallStep::workspace_bytes(config) + LargeStep::workspace_bytes(config, kMaxBatchTokens) +
+         StepUpload::planned_bytes(kMaxBatchTokens) + Draws::planned_bytes(config.vocab_size) +
+         static_cast<std::size_t>(kSmallRows * config.vocab_size) * sizeof(float);
+}
+
+}  // namespace
+
 CudaBackend::CudaBackend(const ModelConfig& config, const TensorSource& source, int device_index)
     : config_(config),
       device_(open_device(device_index)),
       process_(getpid()),
-      weights_(config, source, LargeStep::workspace_bytes(config, kMaxBatchTokens)),
+      weights_(config, source, planned_workspace(config)),
       plan_(config, KvDtype::kBf16),
       storage_(plan_),
       upload_(kMaxBatchTokens, config.num_layers, config.experts_per_token),

@@ -77,18 +77,22 @@ struct SmallStep::Graph {
   }
 };
 
+std::size_t SmallStep::workspace_bytes(const ModelConfig& config) {
+  Layout size(nullptr);
+  lay_out(size, config);
+  size.take<std::byte>(static_cast<std::int64_t>(attention_workspace_bytes(config.num_heads)));
+  return size.size();
+}
+
 SmallStep::SmallStep(const DeviceModel& model, const DeviceInfo& device, const KvPlan& plan)
     : model_(model), plan_(plan), device_(device) {
   require_small_kernels(model.config, device_);
-  const std::size_t attention_bytes = attention_workspace_bytes(model.config.num_heads);
-  Layout size(nullptr);
-  lay_out(size, model.config);
-  size.take<std::byte>(static_cast<std::int64_t>(attention_bytes));
-  workspace_ = DeviceBuffer(size.size(), "small_step");
-  check(cudaMemset(workspace_.as<std::byte>(), 0, size.size()), "small_step");
+  workspace_ = DeviceBuffer(workspace_bytes(model.config), "small_step");
+  check(cudaMemset(workspace_.as<std::byte>(), 0, workspace_.num_bytes()), "small_step");
   Layout layout(workspace_.as<std::byte>());
   buffers_ = lay_out(layout, model.config);
-  attention_workspace_ = layout.take<std::byte>(static_cast<std::int64_t>(attention_bytes));
+  attention_workspace_ = layout.take<std::byte>(
+      static_cast<std::int64_t>(attention_workspace_bytes(model.config.num_heads)));
 }
 
 SmallStep::~SmallStep() = default;

@@ -25,6 +25,8 @@ class SmallStep {
   SmallStep(const SmallStep&) = delete;
   SmallStep& operator=(const SmallStep&) = delete;
 
+  // What the constructor allocates.
+  static std::size_t workspace_bytes(const ModelConfig& config);
   std::size_t workspace_bytes() const { return workspace_.num_bytes(); }
   // Queues the step; at most kSmallRows rows. logits: [num_logit_rows][vocab] float32 in device
   // memory. The arrays of `step` may change between calls where its addresses and counts do not:

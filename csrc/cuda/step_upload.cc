@@ -25,18 +25,31 @@ T* at(std::byte* block, std::size_t begin) {
 
 }  // namespace
 
+StepUpload::Sizes StepUpload::initial_sizes(std::int64_t max_rows) {
+  const auto rows = static_cast<std::size_t>(std::max<std::int64_t>(max_rows, kSmallRows));
+  Sizes sizes{};
+  for (const Array array : {kTokens, kPositions, kSegmentOf, kLogitRows}) {
+    sizes[array] = rows * sizeof(std::int32_t);
+  }
+  sizes[kSegments] = rows * sizeof(SegmentInfo);
+  sizes[kPages] = kInitialPages * sizeof(__nv_bfloat16*);
+  sizes[kDraws] = kSmallRows * sizeof(DrawRow);
+  return sizes;
+}
+
+std::size_t StepUpload::planned_bytes(std::int64_t max_rows) {
+  std::size_t total = 0;
+  for (const std::size_t size : initial_sizes(max_rows)) total += size;
+  return total;
+}
+
 StepUpload::StepUpload(std::int64_t max_rows, std::int64_t num_layers,
                        std::int64_t experts_per_token)
     : num_layers_(num_layers),
       experts_per_token_(experts_per_token),
       small_(kLargestSpreadArgument) {
-  const auto rows = static_cast<std::size_t>(std::max<std::int64_t>(max_rows, kSmallRows));
-  for (const Array array : {kTokens, kPositions, kSegmentOf, kLogitRows}) {
-    ensure(array, rows * sizeof(std::int32_t));
-  }
-  ensure(kSegments, rows * sizeof(SegmentInfo));
-  ensure(kPages, kInitialPages * sizeof(__nv_bfloat16*));
-  ensure(kDraws, kSmallRows * sizeof(DrawRow));
+  const Sizes sizes = initial_sizes(max_rows);
+  for (int array = 0; array < kArrays; ++array) ensure(static_cast<Array>(array), sizes[array]);
 }
 
 std::size_t StepUpload::num_bytes() const {

@@ -3,6 +3,7 @@
 // argument, large ones lie in pinned host memory.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -20,6 +21,8 @@ namespace gptoss::cuda {
 class StepUpload {
  public:
   StepUpload(std::int64_t max_rows, std::int64_t num_layers, std::int64_t experts_per_token);
+  // Of device memory that the constructor allocates.
+  static std::size_t planned_bytes(std::int64_t max_rows);
 
   // What a batch's pages and tokens stand for, and its draws.
   struct Context {
@@ -49,6 +52,8 @@ class StepUpload {
     kDraws,
     kArrays
   };
+  using Sizes = std::array<std::size_t, kArrays>;
+  static Sizes initial_sizes(std::int64_t max_rows);
   struct Packed {
     std::size_t begin[kArrays];  // bytes into the pinned block
     std::size_t size[kArrays];
