@@ -41,6 +41,15 @@ def cuda_text() -> str:
     return _core.cuda_status() or _core.cuda_device_text()
 
 
+def has_cuda() -> bool:
+    """Whether ops and models run on a CUDA device here."""
+    try:
+        from gpt_oss_native import _core
+    except ImportError:
+        return False
+    return not _core.cuda_status()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
@@ -67,12 +76,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``device_isa``: the test runs once for each ISA level of this machine."""
-    if "device_isa" not in metafunc.fixturenames:
-        return
-    isas = available_isas()
-    missing = pytest.param("", marks=pytest.mark.skip(reason="the compiled core is not installed"))
-    metafunc.parametrize("device_isa", isas or [missing])
+    """``device_isa``: the test runs once for each ISA level of this machine; ``op_device``: and for
+    "cuda", where a device can be used."""
+    for name in {"device_isa", "op_device"} & set(metafunc.fixturenames):
+        where = available_isas()
+        if name == "op_device" and has_cuda():
+            where = [*where, "cuda"]
+        missing = pytest.param(
+            "", marks=pytest.mark.skip(reason="the compiled core is not installed")
+        )
+        metafunc.parametrize(name, where or [missing])
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,4 +1,5 @@
-"""Ops on a CUDA device against the float64 reference, arrays in host and in device memory.
+"""Products and attention on a CUDA device against the float64 reference, arrays in host and in
+device memory. The other ops are in tests/ops, for every device.
 
 Activations enter products in bfloat16 there, so references see them rounded; accumulation is
 float32. Attention's weights enter the product with the values in bfloat16 on the tensor cores.
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpt_oss_native import InvalidArgument
+from gpt_oss_native import InvalidArgument, ops
 from reference import mxfp4
 from reference import ops as reference
 from reference.op_support import Output, normal, normal_bf16
@@ -20,8 +21,6 @@ from tolerances import (
     assert_within,
     attention_bound,
     linear_bound,
-    relative_bound,
-    softmax_bound,
 )
 
 SIZE = 64
@@ -35,25 +34,6 @@ def table(cuda_device: str) -> Any:
     from gpt_oss_native import _core
 
     return _core.Ops(device=cuda_device)
-
-
-def test_embed_copies_rows_exactly(table: Any, rng: np.random.Generator) -> None:
-    weights = normal_bf16(rng, 331, 96)
-    tokens = rng.integers(0, 331, 70).astype(np.int32)
-    out = Output(70, 96, padding=0)
-    table.embed(tokens, weights, out.view)
-    np.testing.assert_array_equal(out.values(), reference.bf16_values(weights)[tokens])
-
-
-@pytest.mark.parametrize("hidden", [32, 96, 160, 2880])
-def test_rms_norm_agrees_with_the_reference(
-    table: Any, rng: np.random.Generator, hidden: int
-) -> None:
-    x, scale = normal(rng, 37, hidden, scale=3.0), normal_bf16(rng, hidden)
-    out = Output(37, hidden)
-    table.rms_norm(x, scale, 1e-5, out.view)
-    expected = reference.rms_norm(x.astype(np.float64), reference.bf16_values(scale))
-    assert_within(out.values(), expected, relative_bound(expected, 16.0), "rms_norm")
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 32), (17, 96), (64, 160), (331, 64), (640, 2880)])
@@ -114,50 +94,6 @@ def test_linear_mxfp4_takes_every_scale(table: Any, rng: np.random.Generator, sc
     )
 
 
-def test_swiglu_agrees_with_the_reference(table: Any, rng: np.random.Generator) -> None:
-    x = normal(rng, 33, 2 * 77, scale=6.0)
-    out = Output(33, 77)
-    table.swiglu(x, 7.0, 1.702, out.view)
-    expected = reference.swiglu(x.astype(np.float64), alpha=float(np.float32(1.702)))
-    exponent = np.abs(1.702 * np.minimum(x[:, 0::2].astype(np.float64), 7.0))
-    bound = EPS_F32 * (16.0 + 4.0 * exponent) * np.abs(expected) + 1e-37
-    assert_within(out.values(), expected, bound, "swiglu")
-
-
-def test_rope_rotates_halves(table: Any, rng: np.random.Generator) -> None:
-    x, angles = normal(rng, 19, 5 * SIZE), normal(rng, 19, 32)
-    cos_sin = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    found = x.copy()
-    table.rope(found, cos_sin)
-    wide = x.astype(np.float64).reshape(19, 5, SIZE)
-    expected = reference.rope(wide, cos_sin[:, :32].astype(float), cos_sin[:, 32:].astype(float))
-    first, second = np.split(np.abs(wide), 2, axis=-1)
-    size = np.concatenate([first + second] * 2, axis=-1)
-    assert_within(found.reshape(wide.shape), expected, 4.0 * EPS_F32 * size, "rope")
-
-
-@pytest.mark.parametrize(("experts", "chosen"), [(4, 1), (32, 4), (128, 4), (40, 8)])
-def test_router_topk_agrees_with_the_reference(
-    table: Any, rng: np.random.Generator, experts: int, chosen: int
-) -> None:
-    logits = normal(rng, 61, experts, scale=2.0)
-    ids, weights = np.full((61, chosen), -1, np.int32), np.empty((61, chosen), np.float32)
-    table.router_topk(logits, ids, weights, None)
-    expected_ids, expected = reference.router_topk(logits.astype(np.float64), chosen)
-    np.testing.assert_array_equal(ids, expected_ids)
-    assert_within(weights, expected, softmax_bound(expected, 8.0), "router_topk")
-
-
-def test_moe_combine_adds_the_weighted_sum(table: Any, rng: np.random.Generator) -> None:
-    out, expert_out = normal(rng, 23, 96), normal(rng, 23 * 4, 96)
-    weights = np.abs(normal(rng, 23, 4))
-    parts = expert_out.reshape(23, 4, 96).astype(np.float64) * weights[:, :, None]
-    expected = out + parts.sum(axis=1)
-    bound = 8.0 * EPS_F32 * (np.abs(out) + np.abs(parts).sum(axis=1))
-    table.moe_combine(expert_out, weights, out)
-    assert_within(out, expected, bound, "moe_combine")
-
-
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("window", [0, 16, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (16, 2), (64, 8)])
@@ -185,19 +121,61 @@ def test_attention_agrees_with_the_reference(
         assert_within(found, expected, bound, f"attention of {queries} over {history}")
 
 
-def test_arrays_in_device_memory_need_no_copy(table: Any, rng: np.random.Generator) -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
+def library_arrays(name: str) -> tuple[Any, Any]:
+    """Of torch or CuPy: numpy to the library's array on the device, and back."""
+    library = pytest.importorskip(name)
+    if name == "cupy":
+        return library.asarray, library.asnumpy
+    if not library.cuda.is_available():
         pytest.skip("torch has no CUDA here")
-    from gpt_oss_native import ops
+    return (lambda a: library.from_numpy(a).cuda()), (lambda a: a.cpu().numpy())
 
-    x, weight = normal(rng, 9, 96), normal_bf16(rng, 48, 96)
-    on_device = torch.from_numpy(x).cuda()
-    found = ops.linear(on_device, torch.from_numpy(weight).cuda().view(torch.bfloat16))
-    assert found.is_cuda
-    expected = Output(9, 48)
-    table.linear(x, weight, None, False, False, expected.view)
-    np.testing.assert_array_equal(found.cpu().numpy(), expected.values())
+
+@pytest.mark.parametrize("name", ["torch", "cupy"])
+def test_arrays_of_other_libraries_stay_in_device_memory(
+    cuda_device: str, rng: np.random.Generator, name: str
+) -> None:
+    to_device, to_host = library_arrays(name)
+    x, weight, bias = normal(rng, 9, 96), normal_bf16(rng, 48, 96), normal_bf16(rng, 48)
+    here = {"device": cuda_device}
+    found = ops.linear(to_device(x), to_device(weight), to_device(bias))
+    assert type(found) is type(to_device(x))
+    np.testing.assert_array_equal(to_host(found), ops.linear(x, weight, bias, **here))
+    scale = normal_bf16(rng, 96)
+    found = ops.rms_norm(to_device(x), to_device(scale))
+    np.testing.assert_array_equal(to_host(found), ops.rms_norm(x, scale, **here))
+    blocks = rng.integers(0, 256, (64, 3, 16), dtype=np.uint8)
+    scales = rng.integers(118, 128, (64, 3), dtype=np.uint8)
+    bias = normal_bf16(rng, 64)
+    found = ops.linear_mxfp4(*map(to_device, (x, blocks, scales, bias)))
+    np.testing.assert_array_equal(to_host(found), ops.linear_mxfp4(x, blocks, scales, bias, **here))
+    logits = normal(rng, 9, 32)
+    for one, other in zip(
+        ops.router_topk(to_device(logits), 4), ops.router_topk(logits, 4, **here), strict=True
+    ):
+        np.testing.assert_array_equal(to_host(one), other)
+    q, k, v = normal(rng, 3, 8 * SIZE), normal(rng, 70, SIZE), normal(rng, 70, SIZE)
+    sinks = normal_bf16(rng, 8)
+    found = ops.attention(*map(to_device, (q, k, v, sinks)), window=16)
+    np.testing.assert_array_equal(to_host(found), ops.attention(q, k, v, sinks, window=16, **here))
+
+
+def test_torch_arrays_are_read_and_written_in_place(
+    cuda_device: str, rng: np.random.Generator
+) -> None:
+    torch = pytest.importorskip("torch")
+    to_device, to_host = library_arrays("torch")
+    x, weight = normal(rng, 5, 64), normal_bf16(rng, 32, 64)
+    wide = to_device(normal(rng, 5, 40))  # rows further apart than they are long
+    before = to_host(wide).copy()
+    bf16 = to_device(weight.view(np.int16)).view(torch.bfloat16)
+    assert ops.linear(to_device(x), bf16, add_to=wide[:, :32]) is not None
+    expected = before[:, :32].copy()
+    ops.linear(x, weight, add_to=expected, device=cuda_device)
+    np.testing.assert_array_equal(to_host(wide)[:, :32], expected)
+    np.testing.assert_array_equal(to_host(wide)[:, 32:], before[:, 32:])
+    with pytest.raises(InvalidArgument, match="expected"):
+        ops.linear(to_device(x).double(), bf16)
 
 
 def test_what_a_cuda_device_does_not_have_is_refused(table: Any, rng: np.random.Generator) -> None:

@@ -15,11 +15,13 @@ from reference.op_support import (
     assert_refused,
     assert_same_bits,
     examples,
+    fit,
     read_only,
     seeds,
     table,
     token_counts,
     unaligned_rows,
+    where,
 )
 
 
@@ -42,47 +44,48 @@ def widened(bits: np.ndarray) -> np.ndarray:
 )
 @examples(25)
 def test_embed_copies_the_rows_of_its_tokens_bit_for_bit(
-    device_isa: str, seed: int, tokens: int, vocab: int, hidden: int, padding: int, threads: int
+    op_device: str, seed: int, tokens: int, vocab: int, hidden: int, padding: int, threads: int
 ) -> None:
     rng = np.random.default_rng(seed)
+    hidden = fit(op_device, hidden)
     weights = random_bits(rng, vocab, hidden)
     ids = rng.integers(0, vocab, tokens, dtype=np.int32)
     out = Output(tokens, hidden, padding=padding)
     stored = unaligned_rows(weights, padding=padding)
-    table(device_isa, threads).embed(ids, stored, out.view)
+    table(op_device, threads).embed(ids, stored, out.view)
     assert_same_bits(out.values(), widened(weights[ids]), "embed")
 
 
-def test_embed_values_are_those_of_the_reference(device_isa: str, rng: np.random.Generator) -> None:
+def test_embed_values_are_those_of_the_reference(op_device: str, rng: np.random.Generator) -> None:
     weights = random_bits(rng, 5, 2880)
     finite = np.isfinite(reference.bf16_values(weights))
     weights = np.where(finite, weights, 0).astype(np.uint16)
-    found = ops.embed(np.array([4, 0, 4, 2], np.int32), weights, isa=device_isa, threads=1)
+    found = ops.embed(np.array([4, 0, 4, 2], np.int32), weights, **where(op_device), threads=1)
     np.testing.assert_array_equal(found, reference.bf16_values(weights)[[4, 0, 4, 2]])
 
 
 def test_embed_reaches_the_last_row_of_the_published_vocabulary(
-    device_isa: str, rng: np.random.Generator
+    op_device: str, rng: np.random.Generator
 ) -> None:
     weights = np.zeros((VOCAB, HIDDEN), np.uint16)  # untouched pages cost nothing
     ids = np.array([0, VOCAB - 1, VOCAB // 2], np.int32)
     weights[ids] = random_bits(rng, 3, HIDDEN)
-    found = ops.embed(ids, weights, isa=device_isa, threads=2)
+    found = ops.embed(ids, weights, **where(op_device), threads=2)
     assert_same_bits(found, widened(weights[ids]), "embed")
 
 
 @pytest.mark.parametrize("token", [-1, 7, 2**31 - 1, -(2**31)])
-def test_embed_refuses_tokens_outside_the_table(device_isa: str, token: int) -> None:
+def test_embed_refuses_tokens_outside_the_table(op_device: str, token: int) -> None:
     weights = np.zeros((7, 32), np.uint16)
     out = Output(3, 32)
     ids = np.array([0, token, 1], np.int32)
-    call = table(device_isa).embed
+    call = table(op_device).embed
     assert_refused(call, ids, weights, out.view, match=r"tokens\[1\].*0 to 6")
     out.assert_untouched()
 
 
-def test_embed_refuses_arguments_that_do_not_fit(device_isa: str) -> None:
-    call = table(device_isa).embed
+def test_embed_refuses_arguments_that_do_not_fit(op_device: str) -> None:
+    call = table(op_device).embed
     ids, weights = np.zeros(3, np.int32), np.zeros((7, 32), np.uint16)
     out = Output(3, 32)
     assert_refused(call, ids.astype(np.int64), weights, out.view, match="tokens")
@@ -99,6 +102,6 @@ def test_embed_refuses_arguments_that_do_not_fit(device_isa: str) -> None:
     out.assert_untouched()
 
 
-def test_embed_of_no_tokens_is_empty(device_isa: str) -> None:
-    found = ops.embed(np.zeros(0, np.int32), np.zeros((3, 32), np.uint16), isa=device_isa)
+def test_embed_of_no_tokens_is_empty(op_device: str) -> None:
+    found = ops.embed(np.zeros(0, np.int32), np.zeros((3, 32), np.uint16), **where(op_device))
     assert found.shape == (0, 32)

@@ -16,6 +16,7 @@ from reference.op_support import (
     assert_refused,
     assert_same_bits,
     examples,
+    fit,
     normal,
     normal_bf16,
     read_only,
@@ -23,6 +24,7 @@ from reference.op_support import (
     table,
     token_counts,
     unaligned,
+    where,
 )
 from tolerances import CONFIDENCE, EPS_F32, Bound, assert_within, relative_bound
 
@@ -50,7 +52,7 @@ def bound_of(expected: np.ndarray) -> Bound:
 )
 @examples(25)
 def test_rms_norm_agrees_with_the_reference(
-    device_isa: str,
+    op_device: str,
     seed: int,
     tokens: int,
     hidden: int,
@@ -59,11 +61,12 @@ def test_rms_norm_agrees_with_the_reference(
     threads: int,
 ) -> None:
     rng = np.random.default_rng(seed)
+    hidden = fit(op_device, hidden)
     x = normal(rng, tokens, hidden, scale=10.0**exponent)
     scale = normal_bf16(rng, hidden)
     out = Output(tokens, hidden, padding=padding)
     rows = strided(x, padding=padding)
-    table(device_isa, threads).rms_norm(rows, unaligned(scale), 1e-5, out.view)
+    table(op_device, threads).rms_norm(rows, unaligned(scale), 1e-5, out.view)
     expected = expected_of(x, scale)
     assert_within(out.values(), expected, bound_of(expected), "rms_norm")
 
@@ -71,54 +74,57 @@ def test_rms_norm_agrees_with_the_reference(
 @given(seed=seeds, tokens=st.integers(2, 70), hidden=st.integers(1, 300))
 @examples(15)
 def test_rms_norm_bits_do_not_depend_on_other_tokens_or_threads(
-    device_isa: str, seed: int, tokens: int, hidden: int
+    op_device: str, seed: int, tokens: int, hidden: int
 ) -> None:
     rng = np.random.default_rng(seed)
+    hidden = fit(op_device, hidden)
     x, scale = normal(rng, tokens, hidden), normal_bf16(rng, hidden)
-    whole = ops.rms_norm(x, scale, isa=device_isa, threads=1)
+    whole = ops.rms_norm(x, scale, **where(op_device), threads=1)
     first = int(rng.integers(0, tokens))
     for threads in THREADS:
-        part = ops.rms_norm(x[first:], scale, isa=device_isa, threads=threads)
+        part = ops.rms_norm(x[first:], scale, **where(op_device), threads=threads)
         assert_same_bits(part, whole[first:], f"{threads} threads")
-    one = ops.rms_norm(strided(x)[first : first + 1], scale, isa=device_isa, threads=1)
+    one = ops.rms_norm(strided(x)[first : first + 1], scale, **where(op_device), threads=1)
     assert_same_bits(one, whole[first : first + 1], "alone")
 
 
-def test_rms_norm_at_the_published_width_and_eps(device_isa: str, rng: np.random.Generator) -> None:
+def test_rms_norm_at_the_published_width_and_eps(op_device: str, rng: np.random.Generator) -> None:
     # The residual stream reaches tens of thousands; rows so small that eps decides are the others.
     x = normal(rng, 6, HIDDEN) * np.array([1, 45e3, 1e-3, 3e-3, 1e-6, 0], np.float32)[:, None]
     scale = normal_bf16(rng, HIDDEN)
     for eps in (1e-5, 1e-6):
         expected = expected_of(x, scale, eps)
-        found = ops.rms_norm(x, scale, eps=eps, isa=device_isa, threads=2)
+        found = ops.rms_norm(x, scale, eps=eps, **where(op_device), threads=2)
         assert_within(found, expected, bound_of(expected), f"eps {eps}")
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("hidden", [1, 7, 64, 133])
 def test_rms_norm_keeps_what_is_not_finite(
-    device_isa: str, hidden: int, poison: float, rng: np.random.Generator
+    op_device: str, hidden: int, poison: float, rng: np.random.Generator
 ) -> None:
+    hidden = fit(op_device, hidden)
     x, scale = normal(rng, 3, hidden), normal_bf16(rng, hidden)
     place = int(rng.integers(0, hidden))
-    clean = ops.rms_norm(x, scale, isa=device_isa, threads=1)
+    clean = ops.rms_norm(x, scale, **where(op_device), threads=1)
     x[1, place] = poison
-    found = ops.rms_norm(x, scale, isa=device_isa, threads=1)
+    found = ops.rms_norm(x, scale, **where(op_device), threads=1)
     assert np.isnan(found[1, place])
     # The row's other elements: NaN from a NaN, x / infinity = 0 from an infinity.
     np.testing.assert_array_equal(found[1], expected_of(x, scale)[1])
     assert_same_bits(found[[0, 2]], clean[[0, 2]], "other tokens")
 
 
-def test_rms_norm_may_overwrite_its_input(device_isa: str, rng: np.random.Generator) -> None:
-    x, scale = normal(rng, 5, 99), normal_bf16(rng, 99)
-    expected = ops.rms_norm(x, scale, isa=device_isa, threads=1)
-    table(device_isa, 2).rms_norm(x, scale, 1e-5, x)
+def test_rms_norm_may_overwrite_its_input(op_device: str, rng: np.random.Generator) -> None:
+    hidden = fit(op_device, 99)
+    x, scale = normal(rng, 5, hidden), normal_bf16(rng, hidden)
+    expected = ops.rms_norm(x, scale, **where(op_device), threads=1)
+    table(op_device, 2).rms_norm(x, scale, 1e-5, x)
     assert_same_bits(x, expected, "in place")
 
 
-def test_rms_norm_refuses_arguments_that_do_not_fit(device_isa: str) -> None:
-    call = table(device_isa).rms_norm
+def test_rms_norm_refuses_arguments_that_do_not_fit(op_device: str) -> None:
+    call = table(op_device).rms_norm
     x, scale = np.ones((3, 32), np.float32), np.ones(32, np.uint16)
     out = Output(3, 32)
     assert_refused(call, x.astype(np.float64), scale, 1e-5, out.view, match="x: expected")

@@ -20,6 +20,7 @@ from reference.op_support import (
     seeds,
     table,
     token_counts,
+    where,
 )
 from tolerances import EPS_F32, TINY_F32, assert_within
 
@@ -54,21 +55,21 @@ def check_against_reference(found: np.ndarray, x: np.ndarray, cos_sin: np.ndarra
 )
 @examples(25)
 def test_rope_agrees_with_the_reference(
-    device_isa: str, seed: int, tokens: int, heads: int, padding: int, threads: int
+    op_device: str, seed: int, tokens: int, heads: int, padding: int, threads: int
 ) -> None:
     rng = np.random.default_rng(seed)
     x, cos_sin = normal(rng, tokens, 64 * heads), table_of(rng, tokens)
     out = Output(tokens, 64 * heads, padding=padding)
     out.view[:] = x
-    table(device_isa, threads).rope(out.view, strided(cos_sin, padding=padding))
+    table(op_device, threads).rope(out.view, strided(cos_sin, padding=padding))
     check_against_reference(out.values(), x, cos_sin)
 
 
-def test_rope_turns_halves_and_not_pairs(device_isa: str) -> None:
+def test_rope_turns_halves_and_not_pairs(op_device: str) -> None:
     # A quarter turn moves element i to i + 32, and i + 32 to i with the sign changed.
     x = np.arange(1, 129, dtype=np.float32)[None]
     cos_sin = np.concatenate([np.zeros(HALF), np.ones(HALF)]).astype(np.float32)[None]
-    found = ops.rope(x, cos_sin, isa=device_isa, threads=1)
+    found = ops.rope(x, cos_sin, **where(op_device), threads=1)
     head = np.arange(1, 33, dtype=np.float32)
     np.testing.assert_array_equal(found[0, :64], np.concatenate([-(head + 32), head]))
     np.testing.assert_array_equal(found[0, 64:], np.concatenate([-(head + 96), head + 64]))
@@ -76,14 +77,14 @@ def test_rope_turns_halves_and_not_pairs(device_isa: str) -> None:
 
 
 def test_rope_turns_every_dimension_by_its_own_angle(
-    device_isa: str, rng: np.random.Generator
+    op_device: str, rng: np.random.Generator
 ) -> None:
     x, cos_sin = normal(rng, 1, 64), table_of(rng, 1)
-    whole = ops.rope(x, cos_sin, isa=device_isa, threads=1)
+    whole = ops.rope(x, cos_sin, **where(op_device), threads=1)
     for place in range(HALF):
         other = cos_sin.copy()
         other[0, [place, place + HALF]] = [0.25, -0.5]
-        found = ops.rope(x, other, isa=device_isa, threads=1)
+        found = ops.rope(x, other, **where(op_device), threads=1)
         changed = np.flatnonzero(found[0] != whole[0])
         np.testing.assert_array_equal(changed, [place, place + HALF])
 
@@ -91,39 +92,39 @@ def test_rope_turns_every_dimension_by_its_own_angle(
 @given(seed=seeds, tokens=st.integers(2, 70), heads=st.integers(1, 9))
 @examples(12)
 def test_rope_bits_do_not_depend_on_what_is_beside(
-    device_isa: str, seed: int, tokens: int, heads: int
+    op_device: str, seed: int, tokens: int, heads: int
 ) -> None:
     rng = np.random.default_rng(seed)
     x, cos_sin = normal(rng, tokens, 64 * heads), table_of(rng, tokens)
-    whole = ops.rope(x, cos_sin, isa=device_isa, threads=1)
+    whole = ops.rope(x, cos_sin, **where(op_device), threads=1)
     first, head = int(rng.integers(0, tokens)), int(rng.integers(0, heads))
     for threads in THREADS:
-        part = ops.rope(x[first:], cos_sin[first:], isa=device_isa, threads=threads)
+        part = ops.rope(x[first:], cos_sin[first:], **where(op_device), threads=threads)
         assert_same_bits(part, whole[first:], f"tokens from {first}")
     columns = slice(64 * head, 64 * head + 64)
-    one = ops.rope(x[:, columns], cos_sin, isa=device_isa, threads=1)
+    one = ops.rope(x[:, columns], cos_sin, **where(op_device), threads=1)
     assert_same_bits(one, np.ascontiguousarray(whole[:, columns]), f"head {head}")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_rope_keeps_what_is_not_finite(
-    device_isa: str, value: float, rng: np.random.Generator
+    op_device: str, value: float, rng: np.random.Generator
 ) -> None:
     x, cos_sin = normal(rng, 3, 128), table_of(rng, 3)
     cos_sin[:, :3] = [1.0, 0.0, 1.0]  # an infinity times zero is NaN
-    clean = ops.rope(x, cos_sin, isa=device_isa, threads=1)
+    clean = ops.rope(x, cos_sin, **where(op_device), threads=1)
     for place in range(64):
         bad = x.copy()
         bad[1, 64 + place] = value
-        found = ops.rope(bad, cos_sin, isa=device_isa, threads=1)
+        found = ops.rope(bad, cos_sin, **where(op_device), threads=1)
         hit = np.zeros((3, 128), bool)
         hit[1, [64 + place, 64 + (place + HALF) % 64]] = True
         assert not np.isfinite(found[hit]).any()
         assert_same_bits(found[~hit], clean[~hit], "the others")
 
 
-def test_rope_refuses_arguments_that_do_not_fit(device_isa: str) -> None:
-    call = table(device_isa).rope
+def test_rope_refuses_arguments_that_do_not_fit(op_device: str) -> None:
+    call = table(op_device).rope
     out = Output(3, 128)
     cos_sin = np.ones((3, 64), np.float32)
     assert_refused(call, out.view.astype(np.float64), cos_sin, match="x: expected")

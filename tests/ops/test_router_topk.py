@@ -20,18 +20,19 @@ from reference.op_support import (
     seeds,
     table,
     token_counts,
+    where,
 )
 from tolerances import assert_within, softmax_bound
 
 
 def run(
-    isa: str, logits: np.ndarray, k: int, *, threads: int = 1, padding: int = 0
+    device: str, logits: np.ndarray, k: int, *, threads: int = 1, padding: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Experts and weights through poisoned outputs."""
     experts = Output(len(logits), k, np.int32, padding=0)
     weights = Output(len(logits), k, padding=0)
     rows = strided(logits, padding=padding)
-    table(isa, threads).router_topk(rows, experts.view, weights.view, None)
+    table(device, threads).router_topk(rows, experts.view, weights.view, None)
     return experts.values(), weights.values()
 
 
@@ -54,7 +55,7 @@ def check_weights(found: np.ndarray, logits: np.ndarray, experts: np.ndarray) ->
 )
 @examples(40)
 def test_router_topk_agrees_with_the_reference(
-    device_isa: str,
+    op_device: str,
     seed: int,
     tokens: int,
     num_experts: int,
@@ -66,7 +67,7 @@ def test_router_topk_agrees_with_the_reference(
     rng = np.random.default_rng(seed)
     k = min(k, num_experts)
     logits = normal(rng, tokens, num_experts, scale=magnitude)
-    experts, weights = run(device_isa, logits, k, threads=threads, padding=padding)
+    experts, weights = run(op_device, logits, k, threads=threads, padding=padding)
     expected, _ = reference.router_topk(logits.astype(np.float64), k)
     np.testing.assert_array_equal(experts, expected)
     check_weights(weights, logits, experts)
@@ -75,13 +76,13 @@ def test_router_topk_agrees_with_the_reference(
 @given(seed=seeds, tokens=token_counts, num_experts=st.integers(4, 128), levels=st.integers(1, 4))
 @examples(25)
 def test_router_topk_gives_ties_to_the_lower_expert(
-    device_isa: str, seed: int, tokens: int, num_experts: int, levels: int
+    op_device: str, seed: int, tokens: int, num_experts: int, levels: int
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.integers(0, levels, (tokens, num_experts)).astype(np.float32)
     logits[rng.random(logits.shape) < 0.1] = -0.0  # equal to 0
     k = int(rng.integers(1, min(8, num_experts) + 1))
-    experts, weights = run(device_isa, logits, k)
+    experts, weights = run(op_device, logits, k)
     expected, _ = reference.router_topk(logits.astype(np.float64), k)
     np.testing.assert_array_equal(experts, expected)
     check_weights(weights, logits, experts)
@@ -96,48 +97,50 @@ def test_router_topk_gives_ties_to_the_lower_expert(
 )
 @examples(20)
 def test_router_topk_uses_the_experts_it_is_forced_to(
-    device_isa: str, seed: int, tokens: int, num_experts: int, k: int, threads: int
+    op_device: str, seed: int, tokens: int, num_experts: int, k: int, threads: int
 ) -> None:
     rng = np.random.default_rng(seed)
     k = min(k, num_experts)
     logits = normal(rng, tokens, num_experts, scale=30.0)
     forced = np.argsort(rng.random(logits.shape), axis=-1)[:, :k].astype(np.int32)
-    experts, weights = ops.router_topk(logits, k, forced=forced, isa=device_isa, threads=threads)
+    experts, weights = ops.router_topk(
+        logits, k, forced=forced, **where(op_device), threads=threads
+    )
     np.testing.assert_array_equal(experts, forced)
     check_weights(weights, logits, forced)
 
 
-def test_router_topk_weights_are_not_a_softmax_over_all_experts(device_isa: str) -> None:
-    _, weights = run(device_isa, np.zeros((1, 32), np.float32), 4)
+def test_router_topk_weights_are_not_a_softmax_over_all_experts(op_device: str) -> None:
+    _, weights = run(op_device, np.zeros((1, 32), np.float32), 4)
     np.testing.assert_array_equal(weights, np.full((1, 4), 0.25))
 
 
 @given(seed=seeds, tokens=st.integers(2, 70), num_experts=st.integers(4, 128))
 @examples(12)
 def test_router_topk_bits_do_not_depend_on_what_is_beside(
-    device_isa: str, seed: int, tokens: int, num_experts: int
+    op_device: str, seed: int, tokens: int, num_experts: int
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = normal(rng, tokens, num_experts, scale=3.0)
-    experts, weights = run(device_isa, logits, 4)
+    experts, weights = run(op_device, logits, 4)
     first = int(rng.integers(0, tokens))
     for threads in THREADS:
-        again, part = run(device_isa, logits[first:], 4, threads=threads)
+        again, part = run(op_device, logits[first:], 4, threads=threads)
         np.testing.assert_array_equal(again, experts[first:])
         assert_same_bits(part, weights[first:], f"tokens from {first}, {threads} threads")
     # The choice made is the choice forced.
-    _, forced = ops.router_topk(logits, 4, forced=experts, isa=device_isa, threads=1)
+    _, forced = ops.router_topk(logits, 4, forced=experts, **where(op_device), threads=1)
     assert_same_bits(forced, weights, "forced")
 
 
 @pytest.mark.parametrize("bad", [1, 3, 31, 32])
 def test_router_topk_shows_nan_and_keeps_experts_valid(
-    device_isa: str, bad: int, rng: np.random.Generator
+    op_device: str, bad: int, rng: np.random.Generator
 ) -> None:
     logits = normal(rng, 5, 32)
-    clean_experts, clean = run(device_isa, logits, 4)
+    clean_experts, clean = run(op_device, logits, 4)
     logits[2, rng.permutation(32)[:bad]] = np.nan
-    experts, weights = run(device_isa, logits, 4)
+    experts, weights = run(op_device, logits, 4)
     assert np.isnan(weights[2]).all()
     assert len(set(experts[2].tolist())) == 4
     assert experts[2].min() >= 0
@@ -147,21 +150,21 @@ def test_router_topk_shows_nan_and_keeps_experts_valid(
     assert_same_bits(weights[rest], clean[rest], "other tokens")
 
 
-def test_router_topk_shows_an_infinite_logit(device_isa: str, rng: np.random.Generator) -> None:
+def test_router_topk_shows_an_infinite_logit(op_device: str, rng: np.random.Generator) -> None:
     logits = normal(rng, 2, 9)
     logits[0, 5] = np.inf
     logits[1, :8] = -np.inf  # one expert left
-    experts, weights = run(device_isa, logits, 3)
+    experts, weights = run(op_device, logits, 3)
     assert experts[0, 0] == 5
     assert np.isnan(weights[0]).any()
     np.testing.assert_array_equal(experts[1], [8, 0, 1])
     np.testing.assert_array_equal(weights[1], [1.0, 0.0, 0.0])
     logits[1] = -np.inf
-    assert np.isnan(run(device_isa, logits, 3)[1][1]).all()
+    assert np.isnan(run(op_device, logits, 3)[1][1]).all()
 
 
-def test_router_topk_refuses_arguments_that_do_not_fit(device_isa: str) -> None:
-    call = table(device_isa).router_topk
+def test_router_topk_refuses_arguments_that_do_not_fit(op_device: str) -> None:
+    call = table(op_device).router_topk
     logits = np.ones((3, 8), np.float32)
     ids, weights = Output(3, 4, np.int32, padding=0), Output(3, 4, padding=0)
     i, w = ids.view, weights.view

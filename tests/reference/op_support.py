@@ -72,11 +72,23 @@ def examples(count: int) -> Callable[[Any], Any]:
 
 
 @functools.cache
-def table(isa: str, threads: int = 1) -> Any:
-    """The op table of an ISA on so many threads: ops as the core has them, outputs given."""
+def table(op_device: str, threads: int = 1) -> Any:
+    """The op table of an ISA on so many threads, or of "cuda": ops as the core has them, outputs
+    given."""
     from gpt_oss_native import _core
 
-    return _core.Ops(isa=isa, num_threads=threads)
+    return _core.Ops(num_threads=threads, **where(op_device))
+
+
+def where(op_device: str) -> dict[str, str]:
+    """The option of `ops` and of `_core.Ops` that names an ISA, or the CUDA device."""
+    return {"device": "cuda"} if op_device == "cuda" else {"isa": op_device}
+
+
+def fit(op_device: str, width: int) -> int:
+    """The width itself, or on CUDA the multiple of 8 up to which rows are filled: kernels there
+    read 16 bytes at a time."""
+    return (width + 7) // 8 * 8 if op_device == "cuda" else width
 
 
 class Output:

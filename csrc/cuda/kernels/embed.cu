@@ -68,6 +68,10 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(const __grid_constant__
 }  // namespace
 
 void embed(const EmbedArgs& args, Dependence dependence, cudaStream_t stream) {
+  if (args.num_rows == 0) return;
+  GPTOSS_REQUIRE(InvalidArgument, args.hidden % kEight == 0,
+                 "[embed] expected a multiple of 8 channels, got ", args.hidden,
+                 "; use the CPU for others");
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
