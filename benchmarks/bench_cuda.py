@@ -8,37 +8,34 @@ experts that are touched, keys and values), and two operations a weight and toke
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gpt_oss_native as gon
 import numpy as np
+from cuda_bench.counts import (
+    PEAKS,
+    measure_peaks,
+    prefill_flops,
+    share,
+    step_bytes,
+    table,
+    tokens_of,
+    touched_experts,
+)
+from cuda_bench.goals import print_goals
+from cuda_bench.kernels import print_prompt, print_token
 from gpt_oss_native import _core
-from gpt_oss_native.checkpoint import ModelConfig
-from gpt_oss_native.synthesize import PRESETS, hugging_face_config, hugging_face_tensors
 
 GREEDY = gon.Sampling(temperature=0)
-KV_BYTES = 2  # bfloat16
-PEAKS: dict[str, float] = {}  # bytes and operations a second
-
-
-def table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print rows, heading first, in columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    print(f"\n{title}")
-    for row in rows:
-        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    sys.stdout.flush()
-
-
-def tokens_of(count: int, vocab: int, seed: int = 0) -> list[int]:
-    return [int(t) for t in np.random.default_rng(seed).integers(0, vocab, count)]
+PARTS = ("decode", "host", "first", "prefill", "many", "kernels")
+REACHED: dict[str, float] = {}  # by the keys of cuda_bench.goals
 
 
 def best(run: Callable[[], object], repeats: int = 3) -> float:
@@ -52,84 +49,26 @@ def best(run: Callable[[], object], repeats: int = 3) -> float:
     return min(times)
 
 
-# --- peaks ----------------------------------------------------------------------------------------
-
-
-def measure_peaks() -> None:
-    """Copy bandwidth (bytes read and written) and the rate of a bf16 product on random data."""
-    import torch
-
-    def seconds(run: Callable[..., object], *arrays: object, repeats: int) -> float:
-        run(*arrays)
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        times = []
-        for _ in range(repeats):
-            start.record()
-            run(*arrays)
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop) / 1e3)
-        return statistics.median(times)
-
-    source = torch.empty(1 << 30, dtype=torch.float32, device="cuda").normal_()
-    target = torch.empty_like(source)
-    PEAKS["copy"] = 2 * source.nbytes / seconds(target.copy_, source, repeats=7)
-    del source, target
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    PEAKS["matmul"] = 2 * 8192**3 / seconds(torch.matmul, a, b, repeats=10)
-    del a, b
-    torch.cuda.empty_cache()
-
-
-# --- what a step costs at least -------------------------------------------------------------------
-
-
-def kv_bytes(config: ModelConfig, position: int) -> float:
-    """Keys and values that one token at a position reads."""
-    seen = [min(position, config.sliding_window) if w else position for w in config.layer_windows]
-    return float(sum(seen)) * 2 * config.num_kv_heads * config.head_dim * KV_BYTES
-
-
-def step_bytes(model: gon.Model, positions: Sequence[int]) -> float:
-    """Bytes of a step of one token for each position: every expert that is touched on average."""
-    config, report = model.config, model.report()
-    experts = config.num_layers * 3 * config.intermediate_size * config.hidden_size * 17 / 32
-    dense = report.token_bytes_bf16 - experts * config.experts_per_token
-    untouched = (1 - config.experts_per_token / config.num_experts) ** len(positions)
-    touched = config.num_experts * (1 - untouched)
-    return dense + experts * touched + sum(kv_bytes(config, p) for p in positions)
-
-
-def prefill_flops(model: gon.Model, count: int) -> float:
-    """Operations of a prompt, the logits of its last token included."""
-    config, report = model.config, model.report()
-    unembedding = config.vocab_size * config.hidden_size
-    flops = 2.0 * (report.active_parameters - unembedding) * count + 2.0 * unembedding
-    for window in config.layer_windows:
-        positions = np.arange(1, count + 1, dtype=np.float64)
-        seen = np.minimum(positions, config.sliding_window) if window else positions
-        flops += 4.0 * config.num_heads * config.head_dim * float(seen.sum())
-    return flops
-
-
-def share(value: float, peak: str) -> str:
-    return f"{value / PEAKS[peak]:.1%}"
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
 def decode_rows(model: gon.Model, name: str, depths: Sequence[int]) -> Iterator[list[str]]:
+    kinds = {
+        "greedy": GREEDY,
+        "temperature 1": gon.Sampling(seed=1),
+        "top-p 0.95": gon.Sampling(top_p=0.95, seed=1),
+    }
     for depth in depths:
         with model.session() as session:
             session.forward(tokens_of(depth, model.config.vocab_size), logits="none")
-            for what, sampling in (("greedy", GREEDY), ("temperature 1", gon.Sampling(seed=1))):
+            for what, sampling in kinds.items():
                 stamps = []
-                for _ in session.generate([7], sampling, max_new_tokens=150):
+                for _ in session.generate([7], sampling, max_new_tokens=220):
                     stamps.append(time.perf_counter())
                 times = np.diff(stamps[20:])
                 mean = float(times.mean())
-                rate = step_bytes(model, [depth + 85]) / mean
+                num_bytes = step_bytes(model, [session.position - 100])
+                rate = num_bytes / mean
+                if sampling is GREEDY:
+                    REACHED[f"{name} decode {depth}"] = rate / PEAKS["copy"]
+                    REACHED[f"{name} decode us {depth}"] = 1e6 * mean
                 yield [
                     name,
                     what,
@@ -137,12 +76,71 @@ def decode_rows(model: gon.Model, name: str, depths: Sequence[int]) -> Iterator[
                     f"{1e6 * mean:.1f}",
                     f"{1e6 * float(np.median(times)):.1f}",
                     f"{1 / mean:.0f}",
-                    f"{step_bytes(model, [depth + 85]) / 1e9:.2f}",
+                    f"{num_bytes / 1e9:.2f}",
                     f"{rate / 1e9:.0f}",
                     share(rate, "copy"),
                 ]
                 if depth != depths[0]:
                     break
+
+
+def host_rows(model: gon.Model, name: str) -> Iterator[list[str]]:
+    """What a token costs the thread that asks for it: the call is made when the device has long
+    been done, so that it never waits."""
+
+    def after_a_while(run: Callable[[], object], wait: float, repeats: int) -> list[float]:
+        times = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            while time.perf_counter() < begin + wait:
+                pass
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return times
+
+    vocab = model.config.vocab_size
+    for what, sampling in (("greedy", GREEDY), ("temperature 1", gon.Sampling(seed=1))):
+        with model.session() as session:
+            session.forward(tokens_of(512, vocab), logits="none")
+            generation = session.generate([7], sampling, max_new_tokens=160)
+            for _ in range(20):
+                next(generation)
+            times = after_a_while(lambda generation=generation: next(generation), 6e-3, 120)
+        median = statistics.median(times)
+        if sampling is GREEDY:
+            REACHED[f"{name} host"] = median
+        yield [name, what, "1", f"{1e6 * median:.1f}", f"{1e6 * statistics.mean(times):.1f}"]
+    sessions = [model.session() for _ in range(64)]
+    try:
+        for i, session in enumerate(sessions):
+            session.forward(tokens_of(200, vocab, i), logits="none")
+        running = [s.generate([5], GREEDY, max_new_tokens=50) for s in sessions]
+        for _ in range(8):
+            model.next_tokens(running)
+        times = after_a_while(lambda: model.next_tokens(running), 2e-2, 30)
+    finally:
+        for session in sessions:
+            session.close()
+    median, mean = statistics.median(times), statistics.mean(times)
+    yield [name, "greedy, one step", "64", f"{1e6 * median:.1f}", f"{1e6 * mean:.1f}"]
+
+
+def first_token_row(model: gon.Model, name: str) -> list[str]:
+    """From `generate` to the first token, other prompts each time on one loaded model."""
+    times = []
+    for seed in range(12):
+        prompt = tokens_of(16, model.config.vocab_size, seed)
+        with model.session() as session:
+            start = time.perf_counter()
+            next(session.generate(prompt, GREEDY, max_new_tokens=64))
+            times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[4:])
+    REACHED[f"{name} first"] = seconds
+    config = model.config
+    floor = step_bytes(model, list(range(16))) / PEAKS["copy"]
+    touched = f"{touched_experts(config, 16):.0f} of {config.num_experts}"
+    return [name, "16", f"{1e3 * seconds:.2f}", touched, f"{1e3 * floor:.2f}"]
 
 
 def prefill_rows(model: gon.Model, name: str, counts: Sequence[int]) -> Iterator[list[str]]:
@@ -156,6 +154,7 @@ def prefill_rows(model: gon.Model, name: str, counts: Sequence[int]) -> Iterator
 
             seconds = best(run)
         rate = prefill_flops(model, count) / seconds
+        REACHED[f"{name} prefill {count}"] = rate / PEAKS["matmul"]
         yield [
             name,
             str(count),
@@ -166,29 +165,15 @@ def prefill_rows(model: gon.Model, name: str, counts: Sequence[int]) -> Iterator
         ]
 
 
-def first_token_row(model: gon.Model, name: str) -> list[str]:
-    prompt = tokens_of(16, model.config.vocab_size)
-    with model.session() as session:
-
-        def run() -> None:
-            session.rewind(0)
-            next(session.generate(prompt, GREEDY, max_new_tokens=1))
-
-        return [name, "16", f"{1e3 * best(run, 7):.2f}"]
-
-
-def batch_row(model: gon.Model, name: str, sequences: int, depth: int) -> list[str]:
-    """Many sequences, one token each a step; lengths spread by half around the mean."""
-    rng = np.random.default_rng(1)
-    lengths = rng.integers(depth // 2, depth + depth // 2 + 1, sequences)
-    sessions = [model.session() for _ in range(sequences)]
-    steps = 24
+def many_row(model: gon.Model, name: str, lengths: Sequence[int]) -> list[str]:
+    """Many sequences through `next_tokens`, one token each a step."""
+    sessions = [model.session() for _ in lengths]
+    steps = 32
     try:
-        for session, length in zip(sessions, lengths, strict=True):
-            prompt = tokens_of(int(length), model.config.vocab_size, int(length))
-            session.forward(prompt, logits="none")
-        running = [s.generate([5], GREEDY, max_new_tokens=steps + 8) for s in sessions]
-        for _ in range(6):
+        for index, (session, length) in enumerate(zip(sessions, lengths, strict=True)):
+            session.forward(tokens_of(length, model.config.vocab_size, index), logits="none")
+        running = [s.generate([5], GREEDY, max_new_tokens=steps + 12) for s in sessions]
+        for _ in range(8):
             model.next_tokens(running)
         start = time.perf_counter()
         for _ in range(steps):
@@ -197,91 +182,102 @@ def batch_row(model: gon.Model, name: str, sequences: int, depth: int) -> list[s
     finally:
         for session in sessions:
             session.close()
-    num_bytes = step_bytes(model, [int(length) + 18 for length in lengths])
+    count = len(lengths)
+    num_bytes = step_bytes(model, [length + 24 for length in lengths])
+    rate = num_bytes / seconds
+    REACHED[f"{name} many {count}"] = count / seconds if count == 256 else rate / PEAKS["copy"]
     return [
         name,
-        str(sequences),
-        str(depth),
+        str(count),
+        f"{statistics.mean(lengths):.0f}",
         f"{1e3 * seconds:.2f}",
-        f"{sequences / seconds:.0f}",
+        f"{count / seconds:.0f}",
         f"{num_bytes / 1e9:.1f}",
-        f"{num_bytes / seconds / 1e9:.0f}",
-        share(num_bytes / seconds, "copy"),
+        f"{rate / 1e9:.0f}",
+        share(rate, "copy"),
     ]
 
 
-def load_rows(directory: Path) -> Iterator[list[str]]:
-    """A 20b checkpoint of arbitrary bytes (valid scales), from the page cache to ready."""
-    import json
+HEADINGS = {
+    "decode": (
+        "decode, one sequence",
+        ["", "sampling", "context", "us", "median", "tokens/s", "GB/token", "GB/s", "of copy"],
+    ),
+    "host": (
+        "host work of a call that need not wait, us",
+        ["", "sampling", "sequences", "median", "mean"],
+    ),
+    "first": (
+        "from generate to the first token",
+        ["", "prompt", "ms", "experts", "floor ms"],
+    ),
+    "prefill": ("prefill", ["", "tokens", "ms", "tokens/s", "TFLOP/s", "of matmul"]),
+    "many": (
+        "decode, many sequences",
+        ["", "sequences", "context", "ms/step", "tokens/s", "GB/step", "GB/s", "of copy"],
+    ),
+}
 
-    from gpt_oss_native.checkpoint.safetensors_writer import write_safetensors
 
-    shape = PRESETS["20b"]
-    chunk = np.random.default_rng(2).integers(64, 120, 64 << 20, dtype=np.uint8)
-
-    def data(spec: object) -> Iterator[np.ndarray]:
-        left = int(spec.nbytes)  # type: ignore[attr-defined]
-        while left > 0:
-            yield chunk[: min(left, chunk.nbytes)]
-            left -= min(left, chunk.nbytes)
-
-    write_safetensors(directory / "model.safetensors", hugging_face_tensors(shape), data=data)
-    (directory / "config.json").write_text(json.dumps(hugging_face_config(shape)))
-    for attempt in (1, 2, 3):
-        start = time.perf_counter()
-        with gon.Model.load(directory, device="cuda"):
-            seconds = time.perf_counter() - start
-        yield ["20b", str(attempt), f"{seconds:.2f}"]
+def measure(model: gon.Model, name: str, args: argparse.Namespace) -> dict[str, list[list[str]]]:
+    rows: dict[str, list[list[str]]] = {}
+    if "decode" in args.parts:
+        rows["decode"] = list(decode_rows(model, name, args.depths))
+    if "host" in args.parts and name == args.presets[0]:
+        rows["host"] = list(host_rows(model, name))
+    if "first" in args.parts:
+        rows["first"] = [first_token_row(model, name)]
+    if "prefill" in args.parts:
+        rows["prefill"] = list(prefill_rows(model, name, args.prompts))
+    if "many" in args.parts:
+        spread = np.random.default_rng(1).integers(768, 2305, 256)
+        spread = [int(n) for n in spread - round(float(spread.mean()) - 1536)]
+        rows["many"] = [many_row(model, name, [1024] * 64), many_row(model, name, spread)]
+    if "kernels" in args.parts:
+        print_token(model, name)
+        if rate := print_prompt(model, name):
+            REACHED[f"{name} grouped"] = rate / PEAKS["matmul"]
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--presets", nargs="+", default=["20b", "120b"])
-    parser.add_argument("--depths", nargs="+", type=int, default=[512, 32768])
+    parser.add_argument("--depths", nargs="+", type=int, default=[512, 8192, 32768])
     parser.add_argument("--prompts", nargs="+", type=int, default=[2048, 8192])
-    parser.add_argument("--no-batch", action="store_true", help="leave out many sequences")
-    parser.add_argument("--load", action="store_true", help="write a 20b checkpoint and load it")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--reached", type=Path, help="what other programs reached, JSON; is added")
     args = parser.parse_args()
     if reason := _core.cuda_status():
         sys.exit(f"no CUDA device: {reason}")
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    commit = os.environ.get("COMMIT") or commit or "unknown"
-    print(f"{_core.cuda_device_text()}; commit {commit}")
+    print(f"{_core.cuda_device_text()}; commit {os.environ.get('COMMIT') or commit or 'unknown'}")
     measure_peaks()
     print(
         f"copy bandwidth {PEAKS['copy'] / 1e9:.0f} GB/s (read and written), "
         f"bf16 8192^3 product {PEAKS['matmul'] / 1e12:.0f} TFLOP/s, both by PyTorch"
     )
-    rows: dict[str, list[list[str]]] = {name: [] for name in ("decode", "prefill", "first", "many")}
+    rows: dict[str, list[list[str]]] = {name: [] for name in HEADINGS}
     for preset in args.presets:
         start = time.perf_counter()
         with gon.Model.synthetic(preset) as model:
-            held = sum(v for k, v in model.memory().items() if k in ("weights", "workspace"))
             made = time.perf_counter() - start
-            print(f"{preset}: {held / 1e9:.2f} GB made on the device in {made:.2f} s", flush=True)
-            rows["decode"] += decode_rows(model, preset, args.depths)
-            rows["first"].append(first_token_row(model, preset))
-            rows["prefill"] += prefill_rows(model, preset, args.prompts)
-            if not args.no_batch:
-                rows["many"].append(batch_row(model, preset, 64, 1024))
-                rows["many"].append(batch_row(model, preset, 256, 1536))
-    table(
-        "decode, one sequence",
-        [
-            ["", "sampling", "context", "us", "median", "tokens/s", "GB/token", "GB/s", "of copy"],
-            *rows["decode"],
-        ],
-    )
-    table("time to the first token", [["", "prompt", "ms"], *rows["first"]])
-    table("prefill", [["", "tokens", "ms", "tokens/s", "TFLOP/s", "of matmul"], *rows["prefill"]])
-    if rows["many"]:
-        heading = ["", "sequences", "context", "ms/step", "tokens/s", "GB/step", "GB/s", "of copy"]
-        table("decode, many sequences", [heading, *rows["many"]])
-    if args.load:
-        with tempfile.TemporaryDirectory() as directory:
-            load = list(load_rows(Path(directory)))
-        table("load from the page cache", [["", "attempt", "s"], *load])
+            memory = model.memory()
+            print(
+                f"{preset}: weights {memory['weights'] / 1e9:.2f} GB and workspace "
+                f"{memory['workspace'] / 1e9:.2f} GB, made on the device in {made:.2f} s",
+                flush=True,
+            )
+            for name, found in measure(model, preset, args).items():
+                rows[name] += found
+        print(f"{preset}: measured in {time.perf_counter() - start:.1f} s", flush=True)
+    for name, (title, heading) in HEADINGS.items():
+        if rows[name]:
+            table(title, [heading, *rows[name]])
+    if args.reached and args.reached.is_file():
+        REACHED.update(json.loads(args.reached.read_text()))
+    print_goals(REACHED)
 
 
 if __name__ == "__main__":
