@@ -44,11 +44,46 @@ struct DenseTiles {
 //   scales  [8 row pairs g][4]: row g blocks 0 and 1, row g + 8 blocks 0 and 1 (e8m0 bytes)
 // Columns past the end have code 0 and scale 127.
 //
-// A word holds the pairs a0 a1 a2 a3, first element of each in the low half, second in the high
-// half. Inside a half, where sign and the three magnitude bits (exponent, exponent, mantissa) lie:
-//   a0: 15, 8 7 6    a1: 12, 5 4 3    a2: 9, 2 1 0    a3: 14, 13 11 10
-// Masked with 0x81c081c0 after a shift left by 0, 3 and 6, the first three pairs are bf16 numbers
-// of 2^-126 times their value; a3 takes three shifts. One multiplication puts the power right.
+// A word's pairs a0 a1 a2 a3, first element of each in the low half and second in the high half,
+// are bf16 numbers of 2^-126 times their value where they stand under kMxCode: sign, exponent,
+// exponent, mantissa at bits 15, 8, 7, 6 of a half. Turned left by mx_turn the pairs a0, a1 and a2
+// do. No fourth turn is left free, so the a3 of words 0 and 1 (and of 2 and 3) share the bits that
+// remain of both: a third word of the bits kMxShared of the second, turned by kMxSharedTurn, and
+// the others of the first, which mx_turn_of_shared brings under kMxCode. 32 instructions for the
+// lane's 32 codes, the fewest that a search over turns, shifts, byte permutations and selections
+// has found.
+constexpr std::uint32_t kMxCode = 0x81c081c0u;
+__host__ __device__ constexpr int mx_turn(int pair) {
+  return pair == 0 ? 0 : pair == 1 ? 6 : 28;
+}
+constexpr std::uint32_t kMxShared = 0x180c180cu;
+constexpr int kMxSharedTurn = 30;
+__host__ __device__ constexpr int mx_turn_of_shared(int word) {
+  return word == 0 ? 4 : 10;
+}
+
+// Where the bit `bit` of kMxCode of pair a_`pair` of word `word` stands in the two words.
+struct MxBit {
+  int word;
+  int bit;
+};
+__host__ __device__ constexpr MxBit mx_bit(int word, int pair, int bit) {
+  if (pair < 3) return {word, (bit - mx_turn(pair)) & 31};
+  const int at = (bit - mx_turn_of_shared(word)) & 31;
+  if ((kMxShared >> at & 1) != 0) return {1, (at - kMxSharedTurn) & 31};
+  return {0, at};
+}
+constexpr bool mx_bits_fill_both_words() {
+  std::uint32_t taken[2] = {};
+  for (int i = 0; i < 8 * 32; ++i) {
+    if ((kMxCode >> i % 32 & 1) == 0) continue;
+    const MxBit at = mx_bit(i / 32 % 2, i / 64, i % 32);
+    taken[at.word] |= 1u << at.bit;
+  }
+  return taken[0] == 0xffffffffu && taken[1] == 0xffffffffu;
+}
+static_assert(mx_bits_fill_both_words());
+
 constexpr int kMxChunk = 64;
 constexpr int kMxCodeBytes = kTileRows * kMxChunk / 2;               // 512
 constexpr int kMxScaleBytes = kTileRows * kMxChunk / int{kMxBlock};  // 32

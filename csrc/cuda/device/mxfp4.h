@@ -1,9 +1,11 @@
-// From a word of MXFP4 codes, as layout.h packs it, to a lane's A fragment in bf16.
+// From two words of MXFP4 codes, as layout.h packs them, to a lane's A fragments in bf16.
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
+
+#include "cuda/layout.h"
 
 namespace gptoss::cuda {
 
@@ -11,14 +13,28 @@ namespace gptoss::cuda {
 // mantissa bit, are the code's value times 2^-126, zero and 0.5 (a bf16 subnormal) included.
 constexpr int kE2m1Exponent = 126;
 
-// The four pairs of the fragment, each value times 2^-126: 11 integer instructions for 8 values.
-__device__ __forceinline__ void expand_e2m1(std::uint32_t (&pairs)[4], std::uint32_t word) {
-  constexpr std::uint32_t kCode = 0x81c081c0u;
-  pairs[0] = word & kCode;
-  pairs[1] = (word << 3) & kCode;
-  pairs[2] = (word << 6) & kCode;
-  pairs[3] =
-      ((word << 1) & 0x80008000u) | ((word >> 5) & 0x01000100u) | ((word >> 4) & 0x00c000c0u);
+// Turned left by kTurn and masked with kMxCode. Where no bit under the mask comes from past the
+// end, a shift does, which the multiplier's pipe takes too.
+template <int kTurn>
+__device__ __forceinline__ std::uint32_t turned_code(std::uint32_t word) {
+  constexpr bool kWraps = (kMxCode & ((1u << kTurn) - 1)) != 0;
+  return (kWraps ? __funnelshift_l(word, word, kTurn) : word << kTurn) & kMxCode;
+}
+
+// The fragments of two words of a block (0 and 1, or 2 and 3), each value times 2^-126: 16
+// instructions for 16 values.
+__device__ __forceinline__ void expand_e2m1(std::uint32_t (&a0)[4], std::uint32_t (&a1)[4],
+                                            std::uint32_t first, std::uint32_t second) {
+  a0[0] = turned_code<mx_turn(0)>(first);
+  a0[1] = turned_code<mx_turn(1)>(first);
+  a0[2] = turned_code<mx_turn(2)>(first);
+  a1[0] = turned_code<mx_turn(0)>(second);
+  a1[1] = turned_code<mx_turn(1)>(second);
+  a1[2] = turned_code<mx_turn(2)>(second);
+  const std::uint32_t shared =
+      (first & ~kMxShared) | (__funnelshift_l(second, second, kMxSharedTurn) & kMxShared);
+  a0[3] = turned_code<mx_turn_of_shared(0)>(shared);
+  a1[3] = turned_code<mx_turn_of_shared(1)>(shared);
 }
 
 __device__ __forceinline__ std::uint32_t multiply_bf16x2(std::uint32_t pair, std::uint32_t factor) {
@@ -33,11 +49,12 @@ __host__ __device__ constexpr std::uint32_t power_of_two_bf16x2(int exponent) {
   return half << 16 | half;
 }
 
-// Byte `index` of four scales, 2^(byte - 127), exact for bytes 0 ... 254 (255, which loading
-// refuses, comes out as infinity).
+// Byte `index` of four scales, 2^(byte - 127), exact for bytes 1 ... 254; 0, which stands for a
+// power below float32's normal numbers, comes out as 0, and 255, which loading refuses, as
+// infinity.
 __device__ __forceinline__ float scale_e8m0(std::uint32_t scales, int index) {
   const std::uint32_t bits = index == 3 ? scales >> 1 : scales << (23 - 8 * index);
-  return __uint_as_float(max(bits & 0x7f800000u, 0x00400000u));
+  return __uint_as_float(bits & 0x7f800000u);
 }
 
 }  // namespace gptoss::cuda

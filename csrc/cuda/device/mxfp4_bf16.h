@@ -26,10 +26,8 @@ __device__ __forceinline__ std::uint32_t scale_factor(std::uint32_t pair) {
 // The fragments of a record's 64 columns: its words of this lane and the scale word of its rows.
 __device__ __forceinline__ void decode_mxfp4(const uint4& codes, std::uint32_t scales,
                                              std::uint32_t (&a)[4][4]) {
-  expand_e2m1(a[0], codes.x);
-  expand_e2m1(a[1], codes.y);
-  expand_e2m1(a[2], codes.z);
-  expand_e2m1(a[3], codes.w);
+  expand_e2m1(a[0], a[1], codes.x, codes.y);
+  expand_e2m1(a[2], a[3], codes.z, codes.w);
   // Rows g and g + 8 of the first 32 columns, then of the others: step s and element i take
   // factors[s / 2][i % 2].
   const std::uint32_t pairs[2][2] = {{scale_pair<0>(scales), scale_pair<2>(scales)},

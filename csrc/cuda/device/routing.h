@@ -1,5 +1,5 @@
-// Each row's experts, found by every block for itself from the router's sums: a few hundred bytes,
-// less than another kernel would cost.
+// Each row's experts, found by every block for itself from the router's sums: a few hundred bytes a
+// row, less than another kernel would cost.
 #pragma once
 
 #include <cstdint>
@@ -19,24 +19,34 @@ constexpr int kMaxExpertsPerLane = 8;
 constexpr int kMaxRoutedExperts = kWarp * kMaxExpertsPerLane;
 constexpr int kMaxExpertsPerToken = 16;
 
-// Of a group of at most kGroupRows rows; lies in shared memory.
-struct Routing {
-  int num_active;                                        // experts with a row
-  std::int16_t active[kMaxRoutedExperts];                // ascending
-  std::uint16_t rows[kMaxRoutedExperts];                 // of expert: bit i for row i of the group
-  std::int16_t expert[kGroupRows][kMaxExpertsPerToken];  // a row's, ascending
-  float weight[kGroupRows][kMaxExpertsPerToken];
-  float factor[kGroupRows];  // 1 / rms
-  float bias[kMaxRoutedExperts];
+// An expert and at most kGroupRows of its rows: what a block multiplies at a time.
+struct ExpertRows {
+  std::int32_t expert;
+  std::uint32_t rows;  // bit i for row i of the step
 
-  __device__ int num_rows(int active_index) const { return __popc(rows[active[active_index]]); }
-  // The group's row that is `token` among those of an expert.
-  __device__ int row_of(int expert_id, int token) const {
-    unsigned bits = rows[expert_id];
+  __device__ int count() const { return __popc(rows); }
+  __device__ int row_of(int token) const {
+    std::uint32_t bits = rows;
 #pragma unroll 1
     for (; token > 0; --token) bits &= bits - 1;
     return __ffs(static_cast<int>(bits)) - 1;
   }
+};
+
+// Of a step's rows; lies in shared memory.
+struct Routing {
+  static_assert(kSmallRows <= 32 && kSmallRows <= 2 * kGroupRows);
+  // An expert of more than kGroupRows rows is there twice.
+  static constexpr int kMostItems =
+      kMaxRoutedExperts + kSmallRows * kMaxExpertsPerToken / (kGroupRows + 1);
+
+  int num_items;
+  ExpertRows items[kMostItems];                          // experts ascending
+  std::uint32_t rows[kMaxRoutedExperts];                 // of expert
+  std::int16_t expert[kSmallRows][kMaxExpertsPerToken];  // a row's, ascending
+  float weight[kSmallRows][kMaxExpertsPerToken];
+  float factor[kSmallRows];  // 1 / rms
+
   // Which of the row's experts it is.
   __device__ int choice_of(int row, int expert_id) const {
     int choice = 0;
@@ -46,13 +56,12 @@ struct Routing {
   }
 };
 
-// Before the kernels before this one have ended: the router's bias, which no cache may have.
-__device__ __forceinline__ void prepare_routing(const RoutingArgs& args, Routing& routing) {
+// Before route(), with a barrier between.
+__device__ __forceinline__ void clear_routing(const RoutingArgs& args, Routing& routing) {
   for (int expert = static_cast<int>(threadIdx.x); expert < args.num_experts;
        expert += static_cast<int>(blockDim.x)) {
-    routing.bias[expert] = to_float(args.bias[expert]);
+    routing.rows[expert] = 0;
   }
-  __syncthreads();  // the bias, before it is read
 }
 
 // Larger keys for larger logits, the largest for NaN, never 0.
@@ -111,42 +120,43 @@ __device__ __forceinline__ int choose_experts(const RowLogits& logits, int num_e
   return mine;
 }
 
-// One row by one warp: its norm factor, experts and weights.
-__device__ __forceinline__ void route_row(const RoutingArgs& args, int row, int group_row,
-                                          Routing& routing) {
+// One row by one warp: its norm factor, experts and weights. All that is read is asked for at once.
+__device__ __forceinline__ void route_row(const RoutingArgs& args, int row, Routing& routing) {
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const int k = args.experts_per_token;
   RowLogits logits;
   logits.per_lane = (args.num_experts + kWarp - 1) / kWarp;
   const unsigned bad = __ldcg(args.sums.not_finite + row);
   const int position = args.positions[row];
+  int expert = 0;
+  if (args.forced != nullptr && lane < k) {
+    expert = args.forced[static_cast<std::int64_t>(row) * k + lane];
+  }
   long long sums[kMaxExpertsPerLane];
+  float bias[kMaxExpertsPerLane];
 #pragma unroll
   for (int i = 0; i < kMaxExpertsPerLane; ++i) {
-    const int expert = lane * logits.per_lane + i;
-    const bool there = i < logits.per_lane && expert < args.num_experts;
-    sums[i] =
-        there ? static_cast<long long>(__ldcg(
-                    args.sums.sums + static_cast<std::int64_t>(row) * args.num_experts + expert))
-              : 0;
+    if (i >= logits.per_lane) break;
+    const int id = lane * logits.per_lane + i;
+    sums[i] = 0;
+    bias[i] = 0.0f;
+    if (id < args.num_experts) {
+      sums[i] = static_cast<long long>(
+          __ldcg(args.sums.sums + static_cast<std::int64_t>(row) * args.num_experts + id));
+      bias[i] = to_float(args.bias[id]);
+    }
   }
   const float* squares = args.squares + static_cast<std::int64_t>(row) * (args.hidden / kTileRows);
   const float factor =
       norm_factor(args.hidden, args.eps, [&](int tile) { return __ldcg(squares + tile); });
 #pragma unroll
   for (int i = 0; i < kMaxExpertsPerLane; ++i) {
+    logits.value[i] = 0.0f;
+    if (i >= logits.per_lane) continue;
     const float sum = static_cast<float>(sums[i]) * (1.0f / kRouterUnits);
-    const int expert = lane * logits.per_lane + i;
-    const bool there = i < logits.per_lane && expert < args.num_experts;
-    const float bias = there ? routing.bias[expert] : 0.0f;
-    logits.value[i] = bad != 0 ? __int_as_float(0x7fc00000) : sum * factor + bias;
+    logits.value[i] = bad != 0 ? __int_as_float(0x7fc00000) : sum * factor + bias[i];
   }
-  int expert = 0;
-  if (args.forced == nullptr) {
-    expert = choose_experts(logits, args.num_experts, k);
-  } else if (lane < k) {
-    expert = args.forced[static_cast<std::int64_t>(row) * k + lane];
-  }
+  if (args.forced == nullptr) expert = choose_experts(logits, args.num_experts, k);
   const float logit = logits.of(lane < k ? expert : 0);
   const float top = warp_max(lane < k ? logit : -INFINITY);
   const float power = lane < k ? expf(logit - top) : 0.0f;
@@ -157,44 +167,47 @@ __device__ __forceinline__ void route_row(const RoutingArgs& args, int row, int 
     if (id < expert || (id == expert && other < lane)) ++place;
   }
   if (lane < k) {
-    routing.expert[group_row][place] = static_cast<std::int16_t>(position < 0 ? -1 : expert);
-    routing.weight[group_row][place] = weight;
+    routing.expert[row][place] = static_cast<std::int16_t>(position < 0 ? -1 : expert);
+    routing.weight[row][place] = weight;
+    if (position >= 0) atomicOr(&routing.rows[expert], 1u << row);
   }
-  if (lane == 0) routing.factor[group_row] = factor;
+  if (lane == 0) routing.factor[row] = factor;
 }
 
-// Rows first_row ... first_row + num_rows - 1; ends with a barrier of the block.
-__device__ __forceinline__ void route(const RoutingArgs& args, int first_row, int num_rows,
-                                      Routing& routing) {
+// The rows' experts in ascending order, by one warp.
+__device__ __forceinline__ void list_items(const RoutingArgs& args, Routing& routing) {
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  const unsigned below = (1u << lane) - 1;
+  int count = 0;
+#pragma unroll 1
+  for (int first = 0; first < args.num_experts; first += kWarp) {
+    const int expert = first + lane;
+    const std::uint32_t rows = expert < args.num_experts ? routing.rows[expert] : 0;
+    const bool twice = __popc(rows) > kGroupRows;
+    const unsigned active = __ballot_sync(kAllLanes, rows != 0);
+    const unsigned again = __ballot_sync(kAllLanes, twice);
+    if (rows != 0) {
+      int at = count + __popc(active & below) + __popc(again & below);
+      std::uint32_t rest = rows;
+      if (twice) {
+        for (int i = 0; i < kGroupRows; ++i) rest &= rest - 1;
+        routing.items[at++] = {expert, rows ^ rest};
+      }
+      routing.items[at] = {expert, rest};
+    }
+    count += __popc(active) + __popc(again);
+  }
+  if (lane == 0) routing.num_items = count;
+}
+
+// All of the step's rows; ends with a barrier of the block.
+__device__ __forceinline__ void route(const RoutingArgs& args, Routing& routing) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int num_warps = static_cast<int>(blockDim.x) / kWarp;
-  for (int row = warp; row < num_rows; row += num_warps) {
-    route_row(args, first_row + row, row, routing);
-  }
-  __syncthreads();  // every row's experts, before they are gathered
-  for (int expert = static_cast<int>(threadIdx.x); expert < args.num_experts;
-       expert += static_cast<int>(blockDim.x)) {
-    unsigned rows = 0;
-    for (int row = 0; row < num_rows; ++row) {
-      for (int choice = 0; choice < args.experts_per_token; ++choice) {
-        if (routing.expert[row][choice] == expert) rows |= 1u << row;
-      }
-    }
-    routing.rows[expert] = static_cast<std::uint16_t>(rows);
-  }
-  __syncthreads();  // every expert's rows, before they are counted
-  if (warp == 0) {
-    int count = 0;
-    for (int first = 0; first < args.num_experts; first += kWarp) {
-      const int expert = first + static_cast<int>(threadIdx.x);
-      const bool active = expert < args.num_experts && routing.rows[expert] != 0;
-      const unsigned mask = __ballot_sync(kAllLanes, active);
-      const unsigned below = mask & ((1u << threadIdx.x) - 1);
-      if (active) routing.active[count + __popc(below)] = static_cast<std::int16_t>(expert);
-      count += __popc(mask);
-    }
-    if (threadIdx.x == 0) routing.num_active = count;
-  }
+#pragma unroll 1
+  for (int row = warp; row < args.num_rows; row += num_warps) route_row(args, row, routing);
+  __syncthreads();  // every row's experts, before they are listed
+  if (warp == 0) list_items(args, routing);
   __syncthreads();  // the list, before it is read
 }
 

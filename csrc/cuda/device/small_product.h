@@ -83,8 +83,9 @@ class DenseProduct {
   float acc_[kTokenTiles][4] = {};
 };
 
-// Activations of MXFP4 products are kept times 2^64 and codes come out times 2^-126, so that a
-// block sum is 2^-62 of its value: far from both ends of float32.
+// Activations of MXFP4 products are kept times 2^64 and codes come out times 2^-126, so that sums
+// are 2^-62 of their value until result(): far from the upper end of float32, and exact down to
+// values of 2^-64.
 constexpr int kMxActivationExponent = 64;
 constexpr float kMxActivationFactor = 0x1p64f;
 constexpr float kMxSumFactor = 0x1p62f;
@@ -119,8 +120,7 @@ class MxProduct {
       for (int block = 0; block < 2; ++block) {
         std::uint32_t a0[4];
         std::uint32_t a1[4];
-        expand_e2m1(a0, block == 0 ? codes.x : codes.z);
-        expand_e2m1(a1, block == 0 ? codes.y : codes.w);
+        expand_e2m1(a0, a1, block == 0 ? codes.x : codes.z, block == 0 ? codes.y : codes.w);
         const float scale = scale_e8m0(scales, block);
         const float scale8 = scale_e8m0(scales, 2 + block);
 #pragma unroll
@@ -130,10 +130,10 @@ class MxProduct {
           ptx::mma_m16n8k16(sum, a0, b.x, b.y);
           ptx::mma_m16n8k16(sum, a1, b.z, b.w);
           float (&acc)[4] = acc_[t][r];
-          acc[0] = fmaf(sum[0] * kMxSumFactor, scale, acc[0]);
-          acc[1] = fmaf(sum[1] * kMxSumFactor, scale, acc[1]);
-          acc[2] = fmaf(sum[2] * kMxSumFactor, scale8, acc[2]);
-          acc[3] = fmaf(sum[3] * kMxSumFactor, scale8, acc[3]);
+          acc[0] = fmaf(sum[0], scale, acc[0]);
+          acc[1] = fmaf(sum[1], scale, acc[1]);
+          acc[2] = fmaf(sum[2], scale8, acc[2]);
+          acc[3] = fmaf(sum[3], scale8, acc[3]);
         }
       }
     }
@@ -144,7 +144,8 @@ class MxProduct {
     for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        acc[t][i] = (acc_[t][0][i] + acc_[t][1][i]) + (acc_[t][2][i] + acc_[t][3][i]);
+        acc[t][i] =
+            ((acc_[t][0][i] + acc_[t][1][i]) + (acc_[t][2][i] + acc_[t][3][i])) * kMxSumFactor;
 #pragma unroll
         for (int group = 0; group < kMxGroups; ++group) acc_[t][group][i] = 0.0f;
       }
@@ -194,15 +195,14 @@ class MxProduct<1> {
       if (r >= num_records) break;
       const uint4 codes = reinterpret_cast<const uint4*>(records + r * kMxRecordBytes)[lane];
       float (&sum)[4] = sums[r % 2];
-      std::uint32_t a[4];
-      expand_e2m1(a, codes.x);
-      ptx::mma_m16n8k16(sum, a, x_[2 * r].x, x_[2 * r].y);
-      expand_e2m1(a, codes.y);
-      ptx::mma_m16n8k16(sum, a, x_[2 * r].z, x_[2 * r].w);
-      expand_e2m1(a, codes.z);
-      ptx::mma_m16n8k16(sum, a, x_[2 * r + 1].x, x_[2 * r + 1].y);
-      expand_e2m1(a, codes.w);
-      ptx::mma_m16n8k16(sum, a, x_[2 * r + 1].z, x_[2 * r + 1].w);
+      std::uint32_t a0[4];
+      std::uint32_t a1[4];
+      expand_e2m1(a0, a1, codes.x, codes.y);
+      ptx::mma_m16n8k16(sum, a0, x_[2 * r].x, x_[2 * r].y);
+      ptx::mma_m16n8k16(sum, a1, x_[2 * r].z, x_[2 * r].w);
+      expand_e2m1(a0, a1, codes.z, codes.w);
+      ptx::mma_m16n8k16(sum, a0, x_[2 * r + 1].x, x_[2 * r + 1].y);
+      ptx::mma_m16n8k16(sum, a1, x_[2 * r + 1].z, x_[2 * r + 1].w);
     }
     float sum[4];  // a column is zero in one of the two
 #pragma unroll
@@ -210,10 +210,10 @@ class MxProduct<1> {
     const int record = lane % 4;
     if (record < num_records) {
       const std::uint32_t scales = scales_of(records + record * kMxRecordBytes, lane / 4);
-      low_ = fmaf(sum[0] * kMxSumFactor, scale_e8m0(scales, 0), low_);
-      low_ = fmaf(sum[1] * kMxSumFactor, scale_e8m0(scales, 1), low_);
-      high_ = fmaf(sum[2] * kMxSumFactor, scale_e8m0(scales, 2), high_);
-      high_ = fmaf(sum[3] * kMxSumFactor, scale_e8m0(scales, 3), high_);
+      low_ = fmaf(sum[0], scale_e8m0(scales, 0), low_);
+      low_ = fmaf(sum[1], scale_e8m0(scales, 1), low_);
+      high_ = fmaf(sum[2], scale_e8m0(scales, 2), high_);
+      high_ = fmaf(sum[3], scale_e8m0(scales, 3), high_);
     }
   }
 
@@ -223,9 +223,9 @@ class MxProduct<1> {
     float high = high_ + __shfl_xor_sync(0xffffffffu, high_, 1);
     low += __shfl_xor_sync(0xffffffffu, low, 2);
     high += __shfl_xor_sync(0xffffffffu, high, 2);
-    acc[0][0] = low;
+    acc[0][0] = low * kMxSumFactor;
     acc[0][1] = 0.0f;
-    acc[0][2] = high;
+    acc[0][2] = high * kMxSumFactor;
     acc[0][3] = 0.0f;
     low_ = 0.0f;
     high_ = 0.0f;

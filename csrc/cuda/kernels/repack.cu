@@ -31,23 +31,15 @@ __global__ void repack_dense_kernel(RepackDenseArgs args, std::int64_t k_tiles,
       make_uint4(pair(row, col), pair(row + 8, col), pair(row, col + 8), pair(row + 8, col + 8));
 }
 
-// Where the bits of a code go, by the number of the pair: layout.h.
-__device__ std::uint32_t spread(std::uint32_t code, int pair) {
-  const std::uint32_t sign = code >> 3;
-  const std::uint32_t magnitude = code & 7;
-  switch (pair) {
-    case 0:
-      return sign << 15 | magnitude << 6;
-    case 1:
-      return sign << 12 | magnitude << 3;
-    case 2:
-      return sign << 9 | magnitude;
-    default:
-      return sign << 14 | (magnitude >> 2) << 13 | (magnitude & 3) << 10;
+// Puts a byte's two codes, the elements of a pair, where layout.h says.
+template <int kWord, int kPair>
+__device__ __forceinline__ void place_codes(std::uint32_t (&words)[2], std::uint32_t byte) {
+  constexpr int kBits[4] = {6, 7, 8, 15};  // of kMxCode, from a code's lowest bit
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const MxBit at = mx_bit(kWord, kPair, kBits[i % 4] + i / 4 * 16);
+    words[at.word] |= (byte >> i & 1) << at.bit;
   }
-}
-__device__ std::uint32_t spread_byte(std::uint32_t byte, int pair) {
-  return spread(byte & 15, pair) | spread(byte >> 4, pair) << 16;
 }
 
 __global__ void repack_mx_kernel(RepackMxArgs args, std::int64_t k_chunks,
@@ -66,17 +58,25 @@ __global__ void repack_mx_kernel(RepackMxArgs args, std::int64_t k_chunks,
     const std::int64_t row = source_row(args.order, first_row + lane / 4 + half * 8);
     rows[half] = args.blocks + row * code_bytes;
   }
-  std::uint32_t words[4];
-  for (int j = 0; j < 4; ++j) {
-    std::uint32_t word = 0;
-    for (int pair = 0; pair < 4; ++pair) {
-      // Pairs 0 and 2 are of row g, 1 and 3 of row g + 8; 2 and 3 eight columns further.
-      const std::int64_t at = chunk * (kMxChunk / 2) + 8 * j + lane % 4 + (pair >= 2 ? 4 : 0);
-      if (at < code_bytes) word |= spread_byte(rows[pair % 2][at], pair);
-    }
-    words[j] = word;
+  // Pairs 0 and 2 are of row g, 1 and 3 of row g + 8; 2 and 3 eight columns further.
+  const auto byte_of = [&](int word, int pair) -> std::uint32_t {
+    const std::int64_t at = chunk * (kMxChunk / 2) + 8 * word + lane % 4 + (pair >= 2 ? 4 : 0);
+    return at < code_bytes ? rows[pair % 2][at] : 0;
+  };
+  std::uint32_t words[2][2] = {};
+#pragma unroll
+  for (int block = 0; block < 2; ++block) {
+    place_codes<0, 0>(words[block], byte_of(2 * block, 0));
+    place_codes<0, 1>(words[block], byte_of(2 * block, 1));
+    place_codes<0, 2>(words[block], byte_of(2 * block, 2));
+    place_codes<0, 3>(words[block], byte_of(2 * block, 3));
+    place_codes<1, 0>(words[block], byte_of(2 * block + 1, 0));
+    place_codes<1, 1>(words[block], byte_of(2 * block + 1, 1));
+    place_codes<1, 2>(words[block], byte_of(2 * block + 1, 2));
+    place_codes<1, 3>(words[block], byte_of(2 * block + 1, 3));
   }
-  reinterpret_cast<uint4*>(out)[lane] = make_uint4(words[0], words[1], words[2], words[3]);
+  reinterpret_cast<uint4*>(out)[lane] =
+      make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
 
   const std::int64_t row = source_row(args.order, first_row + lane / 4 + (lane % 4 >= 2 ? 8 : 0));
   const std::int64_t block = chunk * (kMxChunk / kMxBlock) + lane % 2;

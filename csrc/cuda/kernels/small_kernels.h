@@ -38,6 +38,8 @@ struct SmallBuffers {
   __nv_bfloat16* q = nullptr;          // [kSmallRows][num_heads * 64], rotated
   __nv_bfloat16* attention = nullptr;  // [kSmallRows][num_heads * 64]
   __nv_bfloat16* h = nullptr;          // [kSmallRows * experts_per_token][intermediate likewise]
+  float* expert_sums = nullptr;        // [kSmallRows * experts_per_token][hidden], of down
+  float* expert_weights = nullptr;     // [kSmallRows * experts_per_token], experts ascending
   RouterSums router;
 };
 
@@ -87,7 +89,8 @@ struct RoutingArgs {
   std::int32_t experts_per_token;
 };
 
-// h = swiglu(xs W_e^T / rms + bias_e) for every row and each of its experts, in ascending order.
+// h = swiglu(xs W_e^T / rms + bias_e) for every row and each of its experts, in ascending order,
+// and the experts' weights.
 struct GateUpSmallArgs {
   RoutingArgs routing;
   MxTiles weight;

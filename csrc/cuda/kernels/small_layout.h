@@ -18,6 +18,9 @@ constexpr int kDenseStages = 3;  // 2 with more than 8 rows, to leave room for t
 constexpr int kMxWarps = 12;     // 2880 columns are 12 pieces
 constexpr int kMxPiece = 4;      // 256 columns, 2.1 KB
 constexpr int kMxStages = 3;
+// Beside the warps that multiply experts' weights, those that finish what they have multiplied.
+constexpr int kFinishWarps = 4;
+constexpr int kExpertThreads = (kMxWarps + kFinishWarps) * kWarp;
 
 template <int kTokens, RingCopy kCopy>
 using DenseStream = TileStream<DenseQuanta, kDenseWarps, kDensePiece,
@@ -28,8 +31,6 @@ using MxStream = TileStream<MxQuanta, kMxWarps, kMxPiece, kMxStages, kCopy>;
 // Columns (a unit's token) whose warps' shares wait in shared memory to be summed together.
 template <int kTokens>
 constexpr int kDenseShareColumns = kTokens == 1 ? 4 : kGroupRows;
-template <int kTokens>
-constexpr int kMxShareColumns = kTokens == 1 ? 12 : kGroupRows;
 
 // Dynamic shared memory: ring, barriers, warps' shares, activations.
 template <class Stream, int kShareColumns>
@@ -72,14 +73,6 @@ inline std::size_t dense_smem_bytes(int num_rows, std::int64_t columns) {
 inline std::size_t squares_bytes(int num_rows, std::int64_t hidden) {
   const int rows = num_rows < kGroupRows ? num_rows : kGroupRows;
   return static_cast<std::size_t>(rows * tiles_along(hidden, kTileRows)) * sizeof(float);
-}
-
-// Likewise of an MXFP4 product's block with `num_rows` rows of activations.
-inline std::size_t mx_smem_bytes(bool one_token, int num_rows, std::int64_t columns) {
-  using Stream = MxStream<RingCopy::kBulk>;
-  const int num_pairs = 2 * static_cast<int>(tiles_along(columns, kMxChunk));
-  return one_token ? SmallSmem<Stream, kMxShareColumns<1>>::bytes(num_rows, num_pairs)
-                   : SmallSmem<Stream, kMxShareColumns<8>>::bytes(num_rows, num_pairs);
 }
 
 // Units of work of a block where `total` are dealt out to the grid in turn.

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "cuda/device/routing.h"
+#include "cuda/device/expert_stream.h"
 #include "cuda/kernels/small_layout.h"
 
 namespace gptoss::cuda {
@@ -18,16 +18,12 @@ void require_small_kernels(const ModelConfig& c, const DeviceInfo& device) {
   GPTOSS_REQUIRE(InvalidArgument, c.experts_per_token <= kMaxExpertsPerToken,
                  "[load_model] expected at most ", kMaxExpertsPerToken,
                  " experts per token on cuda, got ", c.experts_per_token, "; use device='cpu'");
-  const std::int64_t tiles = c.hidden_size / kTileRows;
-  const std::int64_t my_tiles = tiles_along(tiles, std::min<std::int64_t>(tiles, device.num_sms));
-  const std::size_t totals = static_cast<std::size_t>(my_tiles * kGroupRows) * kTileRows * 4;
   constexpr std::size_t kStatic = 8192;  // routing and lists
-  const std::size_t needed =
-      std::max({dense_smem_bytes(kGroupRows, c.hidden_size),
-                dense_smem_bytes(kGroupRows, c.q_size()),
-                mx_smem_bytes(false, kGroupRows, c.hidden_size),
-                mx_smem_bytes(false, kGroupRows, c.intermediate_size) + totals}) +
-      kStatic;
+  const std::size_t needed = std::max({dense_smem_bytes(kGroupRows, c.hidden_size),
+                                       dense_smem_bytes(kGroupRows, c.q_size()),
+                                       expert_smem_bytes(kGroupRows, c.hidden_size),
+                                       expert_smem_bytes(kGroupRows, c.intermediate_size)}) +
+                             kStatic;
   GPTOSS_REQUIRE(InvalidArgument, needed <= device.smem_per_block,
                  "[load_model] expected sizes whose 16 rows fit in ", device.smem_per_block,
                  " bytes of shared memory a block, hidden size ", c.hidden_size, ", ", c.q_size(),
