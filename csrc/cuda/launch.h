@@ -15,6 +15,7 @@ struct LaunchShape {
   int threads = 1;
   std::size_t smem = 0;  // dynamic shared memory, bytes
   Dependence dependence = Dependence::kProgrammatic;
+  int cluster = 1;  // blocks
 };
 
 // With all of an SM's L1 as shared memory: blocks of two kernels share an SM only when both ask
@@ -28,16 +29,23 @@ void launch(void (*kernel)(Args), const LaunchShape& shape, const Args& args, co
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shape.smem)),
         op);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned num_attributes = 0;
+  if (shape.dependence == Dependence::kProgrammatic) {
+    attributes[num_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[num_attributes++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[num_attributes].id = cudaLaunchAttributeClusterDimension;
+    attributes[num_attributes++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shape.smem;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = shape.dependence == Dependence::kProgrammatic ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = num_attributes;
   check(cudaLaunchKernelEx(&config, kernel, args), op);
 }
 

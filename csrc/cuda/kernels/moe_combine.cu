@@ -9,6 +9,35 @@
 namespace gptoss::cuda {
 namespace {
 
+// The weighted sum of a row's choices, four channels of it: choices in order, as many loads at a
+// time as most models have choices.
+__device__ __forceinline__ float4 combine_four(const CombineArgs& args, std::int64_t first_slot,
+                                               std::int32_t i) {
+  constexpr int kAtOnce = 4;
+  float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  for (std::int32_t choice = 0; choice < args.experts_per_token; choice += kAtOnce) {
+    float4 v[kAtOnce];
+    float weight[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const bool there = choice + j < args.experts_per_token;
+      const std::int64_t slot = first_slot + (there ? choice + j : 0);
+      const std::int64_t place = args.places == nullptr ? slot : args.places[slot];
+      weight[j] = args.weights[slot];
+      v[j] = *reinterpret_cast<const float4*>(args.expert_out + place * args.hidden + 4 * i);
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (choice + j >= args.experts_per_token) break;
+      sum.x = fmaf(weight[j], v[j].x, sum.x);
+      sum.y = fmaf(weight[j], v[j].y, sum.y);
+      sum.z = fmaf(weight[j], v[j].z, sum.z);
+      sum.w = fmaf(weight[j], v[j].w, sum.w);
+    }
+  }
+  return sum;
+}
+
 __global__ void __launch_bounds__(kRowThreads) moe_combine_kernel(const CombineArgs args) {
   __shared__ float scratch[kRowThreads / 32];
   ptx::wait_for_dependencies();
@@ -16,25 +45,27 @@ __global__ void __launch_bounds__(kRowThreads) moe_combine_kernel(const CombineA
   const std::int64_t row = blockIdx.x;
   const std::int64_t first_slot = row * args.experts_per_token;
   float* residual = args.residual + row * args.hidden;
+  const std::int32_t fours = args.hidden / 4;
   float square_sum = 0.0f;
-  for (std::int32_t i = threadIdx.x; i < args.hidden / 4; i += kRowThreads) {
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    for (std::int32_t choice = 0; choice < args.experts_per_token; ++choice) {
-      const std::int64_t slot = first_slot + choice;
-      const std::int64_t place = args.places == nullptr ? slot : args.places[slot];
-      const float weight = args.weights[slot];
-      const float4 v =
-          *reinterpret_cast<const float4*>(args.expert_out + place * args.hidden + 4 * i);
-      sum.x = fmaf(weight, v.x, sum.x);
-      sum.y = fmaf(weight, v.y, sum.y);
-      sum.z = fmaf(weight, v.z, sum.z);
-      sum.w = fmaf(weight, v.w, sum.w);
+  // All of most models' rows is on its way at once.
+  constexpr std::int32_t kAtOnce = 3;
+  for (auto first = static_cast<std::int32_t>(threadIdx.x); first < fours;
+       first += kAtOnce * kRowThreads) {
+    float4 now[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const std::int32_t i = first + j * kRowThreads < fours ? first + j * kRowThreads : first;
+      const float4 old = *reinterpret_cast<const float4*>(residual + 4 * i);
+      const float4 sum = combine_four(args, first_slot, i);
+      now[j] = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
     }
-    float4* out = reinterpret_cast<float4*>(residual + 4 * i);
-    const float4 old = *out;
-    sum = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
-    *out = sum;
-    square_sum += squares(sum);
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const std::int32_t i = first + j * kRowThreads;
+      if (i >= fours) break;
+      store_four(residual + 4 * i, now[j]);
+      square_sum += squares(now[j]);
+    }
   }
   if (args.norm_scale == nullptr) return;
   write_normalised(residual, block_sum(square_sum, scratch), args.norm_eps, args.hidden,

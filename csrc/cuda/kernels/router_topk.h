@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cuda/device.h"
 #include "cuda/layout.h"
 #include "cuda/product.h"
 
@@ -40,7 +41,7 @@ struct RouteArgs {
   std::int32_t num_rows;
   std::int32_t experts_per_token;
 };
-void norm_and_route(const RouteArgs& args, cudaStream_t stream);
+void norm_and_route(const RouteArgs& args, const DeviceInfo& device, cudaStream_t stream);
 
 struct ExpertSortArgs {
   const std::int32_t* expert_ids;  // [num_slots], slot = row * experts_per_token + choice
@@ -70,5 +71,8 @@ struct GatherArgs {
   std::int32_t hidden;  // a multiple of 8
 };
 void gather_by_expert(const GatherArgs& args, cudaStream_t stream);
+
+// One after the other; in one kernel where there are few slots.
+void sort_and_gather(const ExpertSortArgs& sort, const GatherArgs& gather, cudaStream_t stream);
 
 }  // namespace gptoss::cuda
