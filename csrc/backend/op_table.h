@@ -4,10 +4,13 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
+#include "backend/batch.h"
 #include "backend/op_args.h"
 #include "base/cpu_features.h"
+#include "base/error.h"
 #include "model/kv_plan.h"
 #include "model/mxfp4.h"
 
@@ -53,6 +56,13 @@ struct QuantizeInt15OpArgs {
   float* scales;              // [rows][cols / 32]
 };
 
+// A token of each row, as `Batch` has them drawn.
+struct DrawTokensOpArgs {
+  MatrixView<const float> logits;        // [rows][vocab]
+  std::span<const DrawOptions> options;  // one a row
+  std::int32_t* tokens;                  // [rows]
+};
+
 // How the kernels of a call are timed: apart from its preparation (packing weights, filling pages,
 // copying to a device), `repeats` times, each after sweeping `evict_bytes` through the caches. An
 // op that works in place is then applied so many times.
@@ -89,6 +99,12 @@ class OpTable {
   virtual void attention(const AttentionOpArgs& args) = 0;
   virtual void router_topk(const RouterTopkArgs& args) = 0;
   virtual void moe_combine(const MoeCombineArgs& args) = 0;
+  // Of devices that draw. Throws what the sampler would for the first row without a token.
+  virtual void draw_tokens(const DrawTokensOpArgs&) {
+    throw InvalidArgument(
+        "[draw_tokens] expected a device that draws, such as 'cuda'; the CPU's tokens are the "
+        "sampler's");
+  }
 
  protected:
   KernelTiming timing_;

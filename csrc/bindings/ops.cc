@@ -8,6 +8,7 @@
 #include "bindings/bindings.h"
 #include "bindings/device.h"
 #include "bindings/op_array.h"
+#include "engine/sampler.h"
 
 namespace gptoss::bindings {
 namespace {
@@ -192,6 +193,26 @@ class Ops {
     run([&](OpTable& table) { table.router_topk(args); });
   }
 
+  // `samplers`: one a row, each as it would draw next; their state stays.
+  void draw_tokens(const Array& logits, const py::list& samplers, const Array& tokens) {
+    const char* op = "draw_tokens";
+    const auto view = matrix_of<const float>(logits, op, "logits");
+    GPTOSS_REQUIRE(InvalidArgument, static_cast<std::int64_t>(samplers.size()) == view.rows,
+                   "[draw_tokens] expected a sampler for each of ", view.rows, " rows, got ",
+                   samplers.size());
+    std::vector<DrawOptions> options;
+    for (const py::handle sampler : samplers) {
+      const auto wanted = sampler.cast<const Sampler&>().draw_options(0);
+      GPTOSS_REQUIRE(
+          InvalidArgument, wanted.has_value(),
+          "[draw_tokens] expected samplers without penalties, bias or log-probabilities");
+      options.push_back(*wanted);
+    }
+    const DrawTokensOpArgs args{view, options,
+                                vector_of<std::int32_t>(tokens, op, "tokens", view.rows)};
+    run([&](OpTable& table) { table.draw_tokens(args); });
+  }
+
   void moe_combine(const Array& expert_out, const Array& weights, const Array& out) {
     const char* op = "moe_combine";
     const auto out_view = matrix_of<float>(out, op, "out");
@@ -250,7 +271,9 @@ void bind_ops(py::module_& module) {
       .def("router_topk", &Ops::router_topk, py::arg("logits"), py::arg("expert_ids"),
            py::arg("weights"), py::arg("forced"))
       .def("moe_combine", &Ops::moe_combine, py::arg("expert_out"), py::arg("weights"),
-           py::arg("out"));
+           py::arg("out"))
+      .def("draw_tokens", &Ops::draw_tokens, py::arg("logits"), py::arg("samplers"),
+           py::arg("tokens"));
 }
 
 }  // namespace gptoss::bindings

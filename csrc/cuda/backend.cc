@@ -44,9 +44,9 @@ CudaBackend::CudaBackend(const ModelConfig& config, const TensorSource& source, 
       plan_(config, KvDtype::kBf16),
       storage_(plan_),
       upload_(kMaxBatchTokens, config.num_layers, config.experts_per_token),
-      small_(weights_.model(), device_, plan_),
       large_(weights_.model(), device_, plan_, kMaxBatchTokens),
       draws_(config.vocab_size) {
+  if (SmallStep::fits(config, device_)) small_.emplace(weights_.model(), device_, plan_);
   const auto row_bytes = static_cast<std::size_t>(config.vocab_size) * sizeof(float);
   for (PinnedBuffer& bounce : bounce_) {
     bounce = PinnedBuffer(std::max(kBounceBytes / row_bytes, std::size_t{1}) * row_bytes,
@@ -63,8 +63,10 @@ CudaBackend::~CudaBackend() {
 }
 
 std::string CudaBackend::describe() const {
+  const std::int32_t rows = small_ ? small_->group_rows() : 0;
   return cat("cuda ", static_cast<const char*>(device_.name), ", compute capability ",
-             device_.compute_capability / 10, '.', device_.compute_capability % 10);
+             device_.compute_capability / 10, '.', device_.compute_capability % 10,
+             rows == kSmallRows ? "" : cat(", few rows ", rows, " at a time"));
 }
 
 void CudaBackend::enter(const char* op) const {
@@ -135,9 +137,9 @@ void CudaBackend::forward(const Batch& batch) {
   float* const logits = logits_for(batch.num_scored_rows());
   const std::span<const DrawRow> draws = draws_.prepare(batch, stream_.get());
   const StepView step = upload_.upload(batch, {storage_, draws_.tokens(), draws}, stream_.get());
-  if (step.num_rows <= kSmallRows) {
+  if (small_ && step.num_rows <= kSmallRows) {
     next_zone(zone, "small_step");
-    small_.run(step, logits, stream_.get());
+    small_->run(step, logits, stream_.get());
   } else {
     next_zone(zone, "large_step");
     large_.run(step, logits, stream_.get());
@@ -201,8 +203,8 @@ bool CudaBackend::idle() noexcept {
 
 BackendMemory CudaBackend::memory() const {
   return {weights_.num_bytes(), storage_.num_bytes(),
-          small_.workspace_bytes() + large_.workspace_bytes() + upload_.num_bytes() +
-              draws_.num_bytes() + logits_.num_bytes()};
+          (small_ ? small_->workspace_bytes() : 0) + large_.workspace_bytes() +
+              upload_.num_bytes() + draws_.num_bytes() + logits_.num_bytes()};
 }
 
 }  // namespace gptoss::cuda

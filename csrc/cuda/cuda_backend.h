@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -70,7 +71,7 @@ class CudaBackend final : public Backend {
   KvPlan plan_;
   KvStorage storage_;
   StepUpload upload_;
-  SmallStep small_;
+  std::optional<SmallStep> small_;  // none: blocks lack the shared memory, all steps are large
   LargeStep large_;
   Draws draws_;
   DeviceBuffer logits_;

@@ -24,6 +24,15 @@ int forced_capability(const char* text) {
   return capability;
 }
 
+std::size_t forced_smem(const char* text) {
+  const long num_bytes = std::atol(text);
+  GPTOSS_REQUIRE(InvalidArgument, num_bytes >= 48 << 10,
+                 "[cuda_device] GPT_OSS_NATIVE_CUDA_SMEM: expected at least 49152 bytes of shared "
+                 "memory a block, got '",
+                 text, "'");
+  return static_cast<std::size_t>(num_bytes);
+}
+
 }  // namespace
 
 void check(cudaError_t status, const char* op) {
@@ -74,6 +83,28 @@ TimingEvent::~TimingEvent() {
   if (event_ != nullptr) cudaEventDestroy(event_);
 }
 
+Graph::~Graph() {
+  if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
+}
+
+void Graph::begin(cudaStream_t stream, const char* op) {
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), op);
+}
+
+void Graph::end(cudaStream_t stream, const char* op) {
+  cudaGraph_t captured = nullptr;
+  check(cudaStreamEndCapture(stream, &captured), op);
+  const cudaError_t status = cudaGraphInstantiate(&exec_, captured, 0);
+  cudaGraphDestroy(captured);
+  check(status, op);
+}
+
+void Graph::abandon(cudaStream_t stream) noexcept {
+  cudaGraph_t captured = nullptr;
+  cudaStreamEndCapture(stream, &captured);
+  if (captured != nullptr) cudaGraphDestroy(captured);
+}
+
 DeviceInfo device_info(int index) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, index), "cuda_device");
@@ -86,6 +117,9 @@ DeviceInfo device_info(int index) {
     info.compute_capability = std::min(info.compute_capability, forced_capability(forced));
   }
   info.smem_per_block = properties.sharedMemPerBlockOptin;
+  if (const char* forced = std::getenv("GPT_OSS_NATIVE_CUDA_SMEM")) {
+    info.smem_per_block = std::min(info.smem_per_block, forced_smem(forced));
+  }
   info.smem_per_sm = properties.sharedMemPerMultiprocessor;
   info.l2_bytes = static_cast<std::size_t>(properties.l2CacheSize);
   static_assert(sizeof(info.name) == sizeof(properties.name));

@@ -6,11 +6,14 @@
 #include <cstring>
 #include <thread>
 
+#include "cuda/op_arrays.h"
+
 namespace gptoss::cuda {
 namespace {
 
 constexpr double kLargestWeight = 17592186044416.0;  // 2^44, as in engine/logits.h
 constexpr std::size_t kMasksKept = 4;
+constexpr std::size_t kGraphsKept = 64;
 
 constexpr std::uint32_t tag_of(DrawId draw) {
   return static_cast<std::uint32_t>(draw + 1);
@@ -102,7 +105,7 @@ std::span<const DrawRow> Draws::prepare(const Batch& batch, cudaStream_t stream)
   return rows_;
 }
 
-void Draws::queue(const float* logits, const DrawRow* rows, cudaStream_t stream) {
+void Draws::launch(const float* logits, const DrawRow* rows, cudaStream_t stream) const {
   const auto count = static_cast<std::int32_t>(rows_.size());
   for (std::int32_t begin = 0; begin < count; begin += kMaxRows) {
     DrawTokensArgs args;
@@ -116,6 +119,19 @@ void Draws::queue(const float* logits, const DrawRow* rows, cudaStream_t stream)
     args.results = results_.as<std::uint64_t>();
     args.workspace = workspace_.as<std::uint8_t>();
     draw_tokens(args, stream);
+  }
+}
+
+void Draws::queue(const float* logits, const DrawRow* rows, cudaStream_t stream) {
+  const Key key{logits, rows, static_cast<std::int32_t>(rows_.size()), kinds_};
+  if (graphs_.size() >= kGraphsKept && !graphs_.contains(key)) graphs_.clear();
+  const auto [found, is_new] = graphs_.try_emplace(key);
+  if (key.count > 0 && is_new) {
+    launch(logits, rows, stream);
+  } else if (key.count > 0) {
+    Graph& graph = found->second;
+    if (graph.empty()) graph = Graph(stream, "draws", [&] { launch(logits, rows, stream); });
+    graph.launch(stream, "draws");
   }
   check(cudaEventRecord(done_.get(), stream), "draws");
 }
@@ -143,6 +159,27 @@ std::int32_t Draws::wait(DrawId draw) const {
     is_done = idle();
     if (is_done) check(cudaEventQuery(done_.get()), "forward");
   }
+}
+
+void draw_rows(const DrawTokensOpArgs& args, cudaStream_t stream) {
+  Draws draws(args.logits.cols);
+  const OpMatrix<const float> logits(args.logits);
+  std::vector<Segment> segments(args.options.size());
+  std::vector<DrawId> ids(args.options.size());
+  for (std::size_t row = 0; row < segments.size(); ++row) {
+    segments[row].logits = LogitsWanted::kDraw;
+    segments[row].draw = &args.options[row];
+  }
+  const std::span<const DrawRow> rows =
+      draws.prepare({.segments = segments, .draws = ids.data()}, stream);
+  const auto on_device = op_vector(rows.data(), std::ssize(rows));
+  draws.queue(logits.data(), on_device.data(), stream);
+  check(cudaStreamSynchronize(stream), "draw_tokens");
+  std::vector<std::int32_t> tokens;
+  for (const DrawId id : ids) tokens.push_back(draws.wait(id));
+  check(cudaMemcpy(args.tokens, tokens.data(), tokens.size() * sizeof(std::int32_t),
+                   cudaMemcpyDefault),
+        "draw_tokens");
 }
 
 }  // namespace gptoss::cuda

@@ -4,11 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
 
-#include "backend/batch.h"
+#include "backend/op_table.h"
 #include "cuda/device.h"
 #include "cuda/kernels/draw_tokens.h"
 
@@ -37,6 +38,7 @@ class Draws {
   static constexpr std::int32_t kMaxRows = 256;
   using Banned = std::shared_ptr<const std::vector<std::int32_t>>;
   const std::uint32_t* allowed(const Banned& banned, cudaStream_t stream);
+  void launch(const float* logits, const DrawRow* rows, cudaStream_t stream) const;
 
   const std::int64_t vocab_;
   DeviceBuffer tokens_;   // [kDrawsKept]
@@ -51,6 +53,18 @@ class Draws {
     DeviceBuffer bits;
   };
   std::vector<Mask> masks_;
+  // Of what was queued before in the same way.
+  struct Key {
+    const float* logits;
+    const DrawRow* rows;
+    std::int32_t count;
+    DrawKinds kinds;
+    auto operator<=>(const Key&) const = default;
+  };
+  std::map<Key, Graph> graphs_;
 };
+
+// The op: rows anywhere in memory.
+void draw_rows(const DrawTokensOpArgs& args, cudaStream_t stream);
 
 }  // namespace gptoss::cuda

@@ -52,6 +52,7 @@ class CudaOps final : public OpTable {
   void attention(const AttentionOpArgs& args) override;
   void router_topk(const RouterTopkArgs& args) override;
   void moe_combine(const MoeCombineArgs& args) override;
+  void draw_tokens(const DrawTokensOpArgs& args) override { draw_rows(args, enter()); }
 
   void linear_int8(const LinearBf16Args&) override { refuse("linear", "dense='int8'"); }
   void quantize_int8(const QuantizeInt8OpArgs&) override { refuse("quantize_int8", "int8"); }

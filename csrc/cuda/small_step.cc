@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <tuple>
-#include <utility>
 
 namespace gptoss::cuda {
 namespace {
@@ -65,20 +64,6 @@ struct SmallStep::Key {
   bool operator<(const Key& other) const { return fields() < other.fields(); }
 };
 
-struct SmallStep::Graph {
-  cudaGraphExec_t exec = nullptr;
-
-  Graph() = default;
-  Graph(Graph&& other) noexcept : exec(std::exchange(other.exec, nullptr)) {}
-  Graph& operator=(Graph&& other) noexcept {
-    std::swap(exec, other.exec);
-    return *this;
-  }
-  ~Graph() {
-    if (exec != nullptr) cudaGraphExecDestroy(exec);
-  }
-};
-
 std::size_t SmallStep::workspace_bytes(const ModelConfig& config) {
   Layout size(nullptr);
   lay_out(size, config);
@@ -86,9 +71,18 @@ std::size_t SmallStep::workspace_bytes(const ModelConfig& config) {
   return size.size();
 }
 
+bool SmallStep::fits(const ModelConfig& config, const DeviceInfo& device) {
+  require_small_kernels(config, device);
+  return small_group_rows(config, device) > 0;
+}
+
 SmallStep::SmallStep(const DeviceModel& model, const DeviceInfo& device, const KvPlan& plan)
     : model_(model), plan_(plan), device_(device) {
   require_small_kernels(model.config, device_);
+  group_rows_ = small_group_rows(model.config, device_);
+  GPTOSS_REQUIRE(InvalidArgument, group_rows_ > 0,
+                 "[small_step] expected blocks with room for a row of this model, got ",
+                 device_.smem_per_block, " bytes of shared memory");
   workspace_ = DeviceBuffer(workspace_bytes(model.config), "small_step");
   check(cudaMemset(workspace_.as<std::byte>(), 0, workspace_.num_bytes()), "small_step");
   Layout layout(workspace_.as<std::byte>());
@@ -110,49 +104,54 @@ void SmallStep::run(const StepView& step, float* logits, cudaStream_t stream) {
   const auto [found, is_new] = graphs_.try_emplace(Key{bucket, logits});
   if (is_new) return launch_all(bucket, logits, stream);
   Graph& graph = found->second;
-  if (graph.exec == nullptr) {
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "small_step");
-    cudaGraph_t captured = nullptr;
-    try {
-      launch_all(bucket, logits, stream);
-    } catch (...) {
-      cudaStreamEndCapture(stream, &captured);
-      if (captured != nullptr) cudaGraphDestroy(captured);
-      throw;
-    }
-    check(cudaStreamEndCapture(stream, &captured), "small_step");
-    const cudaError_t status = cudaGraphInstantiate(&graph.exec, captured, 0);
-    cudaGraphDestroy(captured);
-    check(status, "small_step");
-  }
-  check(cudaGraphLaunch(graph.exec, stream), "small_step");
+  if (graph.empty())
+    graph = Graph(stream, "small_step", [&] { launch_all(bucket, logits, stream); });
+  graph.launch(stream, "small_step");
 }
 
 void SmallStep::launch_all(const StepView& step, float* logits, cudaStream_t stream) const {
   const ModelConfig& c = model_.config;
-  embed({.tokens = step.tokens,
-         .embedding = model_.embedding,
-         .num_rows = step.num_rows,
-         .hidden = static_cast<std::int32_t>(c.hidden_size),
-         .residual = buffers_.residual,
-         .norm_scale = model_.layers.front().attn_norm,
-         .xs = buffers_.xs,
-         .square_sums = buffers_.attn_squares},
-        Dependence::kFull, stream);
-  for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
-    launch_layer(step, layer, stream);
+  for (std::int32_t first = 0; first < step.num_rows; first += group_rows_) {
+    // What the kernels of a group hand each other may lie anywhere; what the logits are made of
+    // stays until all groups are done.
+    Group group{step, first, step.num_rows, buffers_};
+    group.step.tokens += first;
+    group.step.positions += first;
+    group.step.segment_of += first;
+    group.step.num_rows = std::min(group_rows_, step.num_rows - first);
+    group.buffers.xs += first * c.hidden_size;
+    group.buffers.attn_squares += first * (c.hidden_size / kTileRows);
+    launch_group(group, stream);
   }
-  if (step.num_logit_rows == 0) return;
-  unembedding_small({.logit_rows = step.logit_rows,
-                     .num_logit_rows = step.num_logit_rows,
-                     .weight = model_.unembedding,
-                     .eps = c.rms_norm_eps,
-                     .buffers = buffers_,
-                     .logits = logits},
-                    device_, Dependence::kProgrammatic, stream);
+  for (std::int32_t first = 0; first < step.num_logit_rows; first += group_rows_) {
+    unembedding_small({.logit_rows = step.logit_rows + first,
+                       .num_logit_rows = std::min(group_rows_, step.num_logit_rows - first),
+                       .weight = model_.unembedding,
+                       .eps = c.rms_norm_eps,
+                       .buffers = buffers_,
+                       .logits = logits + first * c.vocab_size},
+                      device_, Dependence::kProgrammatic, stream);
+  }
 }
 
-void SmallStep::launch_layer(const StepView& step, std::size_t index, cudaStream_t stream) const {
+void SmallStep::launch_group(const Group& group, cudaStream_t stream) const {
+  embed({.tokens = group.step.tokens,
+         .embedding = model_.embedding,
+         .num_rows = group.step.num_rows,
+         .hidden = static_cast<std::int32_t>(model_.config.hidden_size),
+         .residual = group.buffers.residual,
+         .norm_scale = model_.layers.front().attn_norm,
+         .xs = group.buffers.xs,
+         .square_sums = group.buffers.attn_squares},
+        Dependence::kFull, stream);
+  for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
+    launch_layer(group, layer, stream);
+  }
+}
+
+void SmallStep::launch_layer(const Group& row_group, std::size_t index, cudaStream_t stream) const {
+  const StepView& step = row_group.step;
+  const SmallBuffers& buffers = row_group.buffers;
   const ModelConfig& c = model_.config;
   const DeviceLayer& layer = model_.layers[index];
   const bool is_last = index + 1 == model_.layers.size();
@@ -174,13 +173,13 @@ void SmallStep::launch_layer(const StepView& step, std::size_t index, cudaStream
              .num_heads = num_heads,
              .num_kv_heads = num_kv_heads,
              .num_experts = num_experts,
-             .buffers = buffers_},
+             .buffers = buffers},
             device_, kEarly, stream);
   attention_decode(
       {.step = step,
-       .q = buffers_.q,
+       .q = buffers.q,
        .sinks = layer.sinks,
-       .out = buffers_.attention,
+       .out = buffers.attention,
        .group = group,
        .layer_offset = layer_offset,
        .window = group == KvGroup::kWindow ? static_cast<std::int32_t>(plan_.window) : 0,
@@ -194,17 +193,18 @@ void SmallStep::launch_layer(const StepView& step, std::size_t index, cudaStream
              .next_norm = layer.mlp_norm,
              .router_by_channel = layer.router_by_channel,
              .num_experts = num_experts,
-             .buffers = buffers_},
+             .buffers = buffers},
             device_, kEarly, stream);
 
   const std::int64_t forced_at =
-      static_cast<std::int64_t>(index) * step.num_rows * c.experts_per_token;
+      (static_cast<std::int64_t>(index) * row_group.step_rows + row_group.first_row) *
+      c.experts_per_token;
   const RoutingArgs routing{
       .positions = step.positions,
       .forced = step.forced_experts == nullptr ? nullptr : step.forced_experts + forced_at,
       .bias = layer.router_bias,
-      .squares = buffers_.mlp_squares,
-      .sums = buffers_.router,
+      .squares = buffers.mlp_squares,
+      .sums = buffers.router,
       .eps = c.rms_norm_eps,
       .hidden = static_cast<std::int32_t>(c.hidden_size),
       .num_rows = step.num_rows,
@@ -215,13 +215,13 @@ void SmallStep::launch_layer(const StepView& step, std::size_t index, cudaStream
                  .bias = layer.gate_up_bias,
                  .limit = c.swiglu_limit,
                  .alpha = c.swiglu_alpha,
-                 .buffers = buffers_},
+                 .buffers = buffers},
                 device_, kEarly, stream);
   down_small({.routing = routing,
               .weight = layer.down,
               .bias = layer.down_bias,
               .next_norm = is_last ? model_.final_norm : model_.layers[index + 1].attn_norm,
-              .buffers = buffers_},
+              .buffers = buffers},
              device_, kEarly, stream);
 }
 

@@ -18,6 +18,8 @@ namespace gptoss::cuda {
 
 class SmallStep {
  public:
+  // Whether blocks of the device have the shared memory for it.
+  static bool fits(const ModelConfig& config, const DeviceInfo& device);
   // Throws InvalidArgument naming what the kernels cannot do with this model on this device, and
   // OutOfMemory. `model` and `plan` outlive the step.
   SmallStep(const DeviceModel& model, const DeviceInfo& device, const KvPlan& plan);
@@ -28,6 +30,9 @@ class SmallStep {
   // What the constructor allocates.
   static std::size_t workspace_bytes(const ModelConfig& config);
   std::size_t workspace_bytes() const { return workspace_.num_bytes(); }
+  // Rows that go through the layers together: kSmallRows, or as many as the shared memory of a
+  // block has room for. Weights are read once for each such group.
+  std::int32_t group_rows() const { return group_rows_; }
   // Queues the step; at most kSmallRows rows. logits: [num_logit_rows][vocab] float32 in device
   // memory. The arrays of `step` may change between calls where its addresses and counts do not:
   // from the second call of one kind on (rows, logit rows, addresses, span of positions) the step
@@ -36,14 +41,22 @@ class SmallStep {
 
  private:
   struct Key;
-  struct Graph;
 
+  // Some of a step's rows, which go through all layers together.
+  struct Group {
+    StepView step;  // of these rows
+    std::int32_t first_row;
+    std::int32_t step_rows;  // of the whole step
+    SmallBuffers buffers;
+  };
   void launch_all(const StepView& step, float* logits, cudaStream_t stream) const;
-  void launch_layer(const StepView& step, std::size_t layer, cudaStream_t stream) const;
+  void launch_group(const Group& group, cudaStream_t stream) const;
+  void launch_layer(const Group& group, std::size_t layer, cudaStream_t stream) const;
 
   const DeviceModel& model_;
   const KvPlan& plan_;
   DeviceInfo device_;
+  std::int32_t group_rows_;
   DeviceBuffer workspace_;
   SmallBuffers buffers_;
   void* attention_workspace_ = nullptr;

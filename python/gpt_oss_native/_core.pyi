@@ -117,6 +117,8 @@ class Ops:
         self, logits: _F32, expert_ids: _I32, weights: _F32, forced: _I32 | None
     ) -> None: ...
     def moe_combine(self, expert_out: _F32, weights: _F32, out: _F32) -> None: ...
+    def draw_tokens(self, logits: _F32, samplers: list[Sampler], tokens: _I32) -> None:
+        """On CUDA: the token that each row's sampler would draw next; their state stays."""
 
 def yarn_angles(config: ModelConfig, positions: Sequence[int]) -> tuple[_F32, _F32]:
     """Cosines and sines [positions][head_dim / 2] of a config's rotary table."""

@@ -18,14 +18,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
 from .errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from .sampling import Sampling
 
 FloatArray = npt.NDArray[np.float32]
 Bf16Array = npt.NDArray[np.uint16]
@@ -331,6 +334,30 @@ def moe_combine(
     """
     _table_of(expert_out, isa, threads, device).moe_combine(expert_out, weights, add_to)
     return add_to
+
+
+def draw_tokens(
+    logits: FloatArray,
+    samplings: Sequence[Sampling],
+    *,
+    banned: Sequence[int] = (),
+    device: str | None = None,
+) -> IntArray:
+    """The token [rows] that a generation with each row's options and seed would draw first.
+
+    logits [rows][vocab]; ``banned`` ids are never drawn. The CPU's sampler and a CUDA device give
+    the same tokens; the device knows temperature, top-k, top-p and min-p. Raises GptOssError where
+    a row holds NaN or +inf or leaves nothing to draw.
+    """
+    rows, vocab = _rows_and_cols("draw_tokens", "logits", logits)
+    samplers = [_core.Sampler(sampling, vocab, banned=list(banned)) for sampling in samplings]
+    tokens: IntArray = np.empty(rows, np.int32)
+    on_device = device is not None or not isinstance(logits, np.ndarray)
+    if on_device and device != "cpu":
+        _table_of(logits, None, 0, device).draw_tokens(logits, samplers, tokens)
+    else:
+        tokens[:] = [s.sample(row) for s, row in zip(samplers, logits, strict=True)]
+    return tokens
 
 
 def yarn_angles(config: Any, positions: list[int]) -> tuple[FloatArray, FloatArray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +156,45 @@ def test_fork_rewind_save_and_restore_keep_the_bits(
     with model.restore(tmp_path / "session") as restored, restored.fork() as fork:
         assert_same_bits(restored.forward([3]), more)
         assert_same_bits(fork.forward([3]), more)
+
+
+@pytest.mark.parametrize(("preset", "smem"), [("20b", 166912), ("20b", 130000), ("tiny", 110000)])
+def test_less_shared_memory_takes_rows_in_smaller_groups_with_the_same_bits(
+    cuda_device: str,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    preset: str,
+    smem: int,
+) -> None:
+    with gon.Model.synthetic(preset, device=cuda_device) as model:
+        tokens = random_tokens(rng, SMALL + 3, model.config.vocab_size)
+        with model.session() as session:
+            expected = [session.forward(tokens[:SMALL], logits="all"), session.forward(tokens[-3:])]
+    monkeypatch.setenv("GPT_OSS_NATIVE_CUDA_SMEM", str(smem))
+    with gon.Model.synthetic(preset, device=cuda_device) as model, model.session() as session:
+        assert re.search(r"few rows [1-9]\d* at a time", repr(model)), repr(model)
+        assert_same_bits(session.forward(tokens[:SMALL], logits="all"), expected[0])
+        assert_same_bits(session.forward(tokens[-3:]), expected[1])
+
+
+def test_the_least_shared_memory_leaves_all_steps_to_the_large_kernels(
+    cuda_device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    monkeypatch.setenv("GPT_OSS_NATIVE_CUDA_SMEM", "101376")  # of 8.6, 8.9 and 12.0
+    monkeypatch.setenv("GPT_OSS_NATIVE_CUDA_ARCH", "80")
+    exact = shared_model("float32", shape=shape)
+    with gon.Model.load(directory(shape), device=cuda_device) as model:
+        assert "few rows 0 at a time" in repr(model)
+        errors = []
+        for _ in range(20):
+            tokens = random_tokens(rng, 24)
+            with model.session() as session:
+                parts = [session.forward(tokens[:9], logits="all")]
+                parts += [session.forward([t])[None] for t in tokens[9:]]
+            errors.append(relative_error(np.concatenate(parts), fresh_logits(exact, tokens)))
+        assert np.median(np.concatenate(errors)) <= 0.03
+        with model.session() as session:
+            assert len(list(session.generate(tokens, GREEDY, max_new_tokens=20))) == 20
 
 
 # --- drawing on the device ------------------------------------------------------------------------

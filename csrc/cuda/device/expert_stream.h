@@ -135,8 +135,10 @@ class ExpertStream {
   static constexpr std::uint32_t kShares = (kBarriers + Barriers::kBytes + 127) / 128 * 128;
   static constexpr std::uint32_t kRows =
       (kShares + kFinishWarps * kSlotFloats * 4 + 127) / 128 * 128;
-  static constexpr std::size_t bytes(int num_rows, int num_pairs) {
-    return kRows + static_cast<std::size_t>(num_rows) * activation_row_bytes(num_pairs);
+  // Rows that lie there together: an item's at least.
+  static constexpr int kRowsStaged = kTokens == 1 ? 4 : kTokensAtOnce;
+  static constexpr std::size_t bytes(int num_pairs) {
+    return kRows + static_cast<std::size_t>(kRowsStaged) * activation_row_bytes(num_pairs);
   }
 
   // By all threads; a barrier of the block follows.
@@ -278,8 +280,6 @@ class ExpertStream {
     barriers_.put_full(slot);
   }
 
-  static constexpr int kRowsStaged = kGroupRows;
-
   const MxTiles& weight_;
   const Routing& routing_;
   std::uint8_t* smem_;
@@ -288,12 +288,12 @@ class ExpertStream {
   int num_units_ = 0;
 };
 
-// Rows staged at a time: what shared memory is asked for.
+// What shared memory is asked for.
 inline std::size_t expert_smem_bytes(int num_rows, std::int64_t columns) {
   const int num_pairs = 2 * static_cast<int>(tiles_along(columns, kMxChunk));
-  if (num_rows == 1) return ExpertStream<1, RingCopy::kBulk>::bytes(kGroupRows, num_pairs);
-  if (num_rows <= 8) return ExpertStream<8, RingCopy::kBulk>::bytes(kGroupRows, num_pairs);
-  return ExpertStream<kGroupRows, RingCopy::kBulk>::bytes(kGroupRows, num_pairs);
+  if (num_rows == 1) return ExpertStream<1, RingCopy::kBulk>::bytes(num_pairs);
+  if (num_rows <= 8) return ExpertStream<8, RingCopy::kBulk>::bytes(num_pairs);
+  return ExpertStream<kGroupRows, RingCopy::kBulk>::bytes(num_pairs);
 }
 
 }  // namespace gptoss::cuda

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 
@@ -35,6 +36,7 @@ struct DrawKinds {
   bool cut = false;     // one of them
   bool binned = false;  // a cut of which nothing is known at first
 
+  auto operator<=>(const DrawKinds&) const = default;
   DrawKinds& operator|=(const DrawKinds& other) {
     random |= other.random;
     whole |= other.whole;

@@ -126,7 +126,11 @@ struct UnembeddingSmallArgs {
 void unembedding_small(const UnembeddingSmallArgs& args, const DeviceInfo& device,
                        Dependence dependence, cudaStream_t stream);
 
-// Throws InvalidArgument when the kernels above cannot run this model on this device.
+// Throws InvalidArgument when the kernels above cannot run this model on this device, whatever its
+// shared memory.
 void require_small_kernels(const ModelConfig& config, const DeviceInfo& device);
+// Rows that one launch may have: kSmallRows, fewer where the shared memory of the device's blocks
+// has no room for the groups that kernels take them in, 0 where it has none for a single row.
+std::int32_t small_group_rows(const ModelConfig& config, const DeviceInfo& device);
 
 }  // namespace gptoss::cuda

@@ -18,17 +18,20 @@ void require_small_kernels(const ModelConfig& c, const DeviceInfo& device) {
   GPTOSS_REQUIRE(InvalidArgument, c.experts_per_token <= kMaxExpertsPerToken,
                  "[load_model] expected at most ", kMaxExpertsPerToken,
                  " experts per token on cuda, got ", c.experts_per_token, "; use device='cpu'");
+}
+
+std::int32_t small_group_rows(const ModelConfig& c, const DeviceInfo& device) {
   constexpr std::size_t kStatic = 8192;  // routing and lists
-  const std::size_t needed = std::max({dense_smem_bytes(kGroupRows, c.hidden_size),
-                                       dense_smem_bytes(kGroupRows, c.q_size()),
-                                       expert_smem_bytes(kGroupRows, c.hidden_size),
-                                       expert_smem_bytes(kGroupRows, c.intermediate_size)}) +
-                             kStatic;
-  GPTOSS_REQUIRE(InvalidArgument, needed <= device.smem_per_block,
-                 "[load_model] expected sizes whose 16 rows fit in ", device.smem_per_block,
-                 " bytes of shared memory a block, hidden size ", c.hidden_size, ", ", c.q_size(),
-                 " query channels and expert width ", c.intermediate_size, " need ", needed,
-                 "; use device='cpu'");
+  const auto needed = [&](int rows) {
+    return kStatic +
+           std::max({dense_smem_bytes(rows, c.hidden_size) + squares_bytes(rows, c.hidden_size),
+                     dense_smem_bytes(rows, c.q_size()), expert_smem_bytes(rows, c.hidden_size),
+                     expert_smem_bytes(rows, c.intermediate_size)});
+  };
+  // All numbers of rows up to that: stages are fewer where rows are many.
+  int rows = 0;
+  while (rows < kGroupRows && needed(rows + 1) <= device.smem_per_block) ++rows;
+  return rows == kGroupRows ? kSmallRows : rows;
 }
 
 }  // namespace gptoss::cuda
