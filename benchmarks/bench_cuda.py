@@ -84,29 +84,35 @@ def decode_rows(model: gon.Model, name: str, depths: Sequence[int]) -> Iterator[
                     break
 
 
+def host_seconds(run: Callable[[], object], repeats: int) -> list[float]:
+    """Of calls made a little after the device was done with what the call before had queued, so
+    that they never wait."""
+    run()
+    start = time.perf_counter()
+    for _ in range(5):
+        run()
+    step = (time.perf_counter() - start) / 5
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        while time.perf_counter() < begin + 1.1 * step + 1e-4:
+            pass
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times
+
+
 def host_rows(model: gon.Model, name: str) -> Iterator[list[str]]:
-    """What a token costs the thread that asks for it: the call is made when the device has long
-    been done, so that it never waits."""
-
-    def after_a_while(run: Callable[[], object], wait: float, repeats: int) -> list[float]:
-        times = []
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            while time.perf_counter() < begin + wait:
-                pass
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        return times
-
+    """What a token costs the thread that asks for it."""
     vocab = model.config.vocab_size
     for what, sampling in (("greedy", GREEDY), ("temperature 1", gon.Sampling(seed=1))):
         with model.session() as session:
             session.forward(tokens_of(512, vocab), logits="none")
-            generation = session.generate([7], sampling, max_new_tokens=160)
+            generation = session.generate([7], sampling, max_new_tokens=260)
             for _ in range(20):
                 next(generation)
-            times = after_a_while(lambda generation=generation: next(generation), 6e-3, 120)
+            times = host_seconds(lambda generation=generation: next(generation), 200)
         median = statistics.median(times)
         if sampling is GREEDY:
             REACHED[f"{name} host"] = median
@@ -115,15 +121,47 @@ def host_rows(model: gon.Model, name: str) -> Iterator[list[str]]:
     try:
         for i, session in enumerate(sessions):
             session.forward(tokens_of(200, vocab, i), logits="none")
-        running = [s.generate([5], GREEDY, max_new_tokens=50) for s in sessions]
+        running = [s.generate([5], GREEDY, max_new_tokens=60) for s in sessions]
         for _ in range(8):
             model.next_tokens(running)
-        times = after_a_while(lambda: model.next_tokens(running), 2e-2, 30)
+        times = host_seconds(lambda: model.next_tokens(running), 40)
     finally:
         for session in sessions:
             session.close()
     median, mean = statistics.median(times), statistics.mean(times)
     yield [name, "greedy, one step", "64", f"{1e6 * median:.1f}", f"{1e6 * mean:.1f}"]
+
+
+def experts_as_routed(model: gon.Model, count: int) -> float:
+    """Experts of a layer that so many tokens touch. Routers of random weights prefer some, so this
+    is read off the time of a step: between those whose experts are forced, evenly, to all of them
+    and to half of them."""
+    c = model.config
+    rng = np.random.default_rng(3)
+    prompt = tokens_of(count, c.vocab_size, 4)
+    session = model.session()
+
+    def seconds(step: Callable[[], object]) -> float:
+        def again() -> None:
+            session.rewind(0)
+            step()
+
+        return best(again, 5)
+
+    def forced(pool: int) -> float:
+        rows = c.num_layers * count
+        experts = [rng.permutation(pool)[: c.experts_per_token] for _ in range(rows)]
+        choices = np.asarray(experts, np.int32).reshape(c.num_layers, count, -1)
+        return seconds(lambda: session._core.forward_forced(prompt, choices))
+
+    with session:
+        free = seconds(lambda: session.forward(prompt, logits="all"))
+        most, half = forced(c.num_experts), forced(c.num_experts // 2)
+    all_touched = touched_experts(c, count)
+    half_touched = touched_experts(c, count, pool=c.num_experts // 2)
+    slope = (all_touched - half_touched) / (most - half) if most > half else 0.0
+    found = all_touched + slope * (free - most)
+    return float(np.clip(found, c.experts_per_token, all_touched))
 
 
 def first_token_row(model: gon.Model, name: str) -> list[str]:
@@ -137,10 +175,10 @@ def first_token_row(model: gon.Model, name: str) -> list[str]:
             times.append(time.perf_counter() - start)
     seconds = statistics.median(times[4:])
     REACHED[f"{name} first"] = seconds
-    config = model.config
-    floor = step_bytes(model, list(range(16))) / PEAKS["copy"]
-    touched = f"{touched_experts(config, 16):.0f} of {config.num_experts}"
-    return [name, "16", f"{1e3 * seconds:.2f}", touched, f"{1e3 * floor:.2f}"]
+    touched = experts_as_routed(model, 16)
+    floor = step_bytes(model, list(range(16)), experts=touched) / PEAKS["copy"]
+    experts = f"{touched:.0f} of {model.config.num_experts}"
+    return [name, "16", f"{1e3 * seconds:.2f}", experts, f"{1e3 * floor:.2f}"]
 
 
 def prefill_rows(model: gon.Model, name: str, counts: Sequence[int]) -> Iterator[list[str]]:
@@ -183,7 +221,8 @@ def many_row(model: gon.Model, name: str, lengths: Sequence[int]) -> list[str]:
         for session in sessions:
             session.close()
     count = len(lengths)
-    num_bytes = step_bytes(model, [length + 24 for length in lengths])
+    touched = experts_as_routed(model, count)
+    num_bytes = step_bytes(model, [length + 24 for length in lengths], experts=touched)
     rate = num_bytes / seconds
     REACHED[f"{name} many {count}"] = count / seconds if count == 256 else rate / PEAKS["copy"]
     return [
@@ -192,6 +231,7 @@ def many_row(model: gon.Model, name: str, lengths: Sequence[int]) -> list[str]:
         f"{statistics.mean(lengths):.0f}",
         f"{1e3 * seconds:.2f}",
         f"{count / seconds:.0f}",
+        f"{touched:.0f}",
         f"{num_bytes / 1e9:.1f}",
         f"{rate / 1e9:.0f}",
         share(rate, "copy"),
@@ -214,7 +254,17 @@ HEADINGS = {
     "prefill": ("prefill", ["", "tokens", "ms", "tokens/s", "TFLOP/s", "of matmul"]),
     "many": (
         "decode, many sequences",
-        ["", "sequences", "context", "ms/step", "tokens/s", "GB/step", "GB/s", "of copy"],
+        [
+            "",
+            "sequences",
+            "context",
+            "ms/step",
+            "tokens/s",
+            "experts",
+            "GB/step",
+            "GB/s",
+            "of copy",
+        ],
     ),
 }
 

@@ -71,19 +71,21 @@ def expert_bytes(config: ModelConfig) -> float:
     return 3 * config.intermediate_size * config.hidden_size * 17 / 32
 
 
-def touched_experts(config: ModelConfig, tokens: int) -> float:
-    """Experts of a layer that so many tokens choose, on average."""
-    untouched = (1 - config.experts_per_token / config.num_experts) ** tokens
-    return config.num_experts * (1 - untouched)
+def touched_experts(config: ModelConfig, tokens: int, *, pool: int | None = None) -> float:
+    """Experts of a layer, or of a pool of them, that so many tokens choose evenly, on average."""
+    pool = config.num_experts if pool is None else pool
+    return pool * (1 - (1 - config.experts_per_token / pool) ** tokens)
 
 
-def step_bytes(model: gon.Model, positions: Sequence[int]) -> float:
-    """Bytes of a step of one token for each position."""
+def step_bytes(
+    model: gon.Model, positions: Sequence[int], *, experts: float | None = None
+) -> float:
+    """Bytes of a step of one token for each position; ``experts``: of a layer, touched."""
     config, report = model.config, model.report()
-    experts = config.num_layers * expert_bytes(config)
-    dense = report.token_bytes_bf16 - experts * config.experts_per_token
-    touched = touched_experts(config, len(positions))
-    return dense + experts * touched + sum(kv_bytes(config, p) for p in positions)
+    per_expert = config.num_layers * expert_bytes(config)
+    dense = report.token_bytes_bf16 - per_expert * config.experts_per_token
+    touched = touched_experts(config, len(positions)) if experts is None else experts
+    return dense + per_expert * touched + sum(kv_bytes(config, p) for p in positions)
 
 
 def prefill_flops(model: gon.Model, count: int) -> float:
