@@ -11,7 +11,8 @@
 namespace gptoss::cuda {
 
 struct LaunchShape {
-  int blocks = 1;
+  int blocks = 1;  // along x
+  int groups = 1;  // along y
   int threads = 1;
   std::size_t smem = 0;  // dynamic shared memory, bytes
   Dependence dependence = Dependence::kProgrammatic;
@@ -40,7 +41,7 @@ void launch(void (*kernel)(Args), const LaunchShape& shape, const Args& args, co
     attributes[num_attributes++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+  config.gridDim = dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.groups));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shape.smem;
   config.stream = stream;

@@ -18,7 +18,7 @@
 namespace gptoss::cuda {
 
 // Hands a slot of shares from the warps that multiply to the one that finishes, and back.
-template <bool kUseMbarrier>
+template <bool kUseMbarrier, int kGivers>
 class SlotBarriers {
  public:
   static constexpr int kBytes = 2 * kFinishWarps * 8;
@@ -28,7 +28,7 @@ class SlotBarriers {
   __device__ void init() const {
     if constexpr (kUseMbarrier) {
       for (int slot = 0; slot < kFinishWarps; ++slot) {
-        ptx::mbarrier_init(full(slot), kMxWarps);
+        ptx::mbarrier_init(full(slot), kGivers);
         ptx::mbarrier_init(empty(slot), 1);
       }
       ptx::fence_mbarrier_init();
@@ -69,7 +69,7 @@ class SlotBarriers {
   }
 
  private:
-  static constexpr int kHandOver = (kMxWarps + 1) * kWarp;
+  static constexpr int kHandOver = (kGivers + 1) * kWarp;
   static constexpr int kFirstNumber = 2;
 
   __device__ std::uint32_t full(int slot) const {
@@ -108,22 +108,110 @@ struct TileOfItem {
   const Routing& routing;
   const MxTiles& weight;
   std::int64_t tile_bytes;
+  int step;
   UnitCursor cursor;
 
   __device__ const std::uint8_t* operator()() {
     const std::uint8_t* at = weight.data +
                              routing.items[cursor.item()].expert * weight.expert_bytes() +
                              cursor.tile() * tile_bytes;
-    cursor.advance(1);
+    cursor.advance(step);
     return at;
   }
+};
+
+// A warp's pieces of every kGroups-th unit. A group of warps has a unit; of its pieces, which are
+// numbered along K, those whose number is p modulo kMxWarps are added up as the unit's share p, and
+// the shares are dealt out to the group's warps in turn. So what is added, and in which order,
+// depends on the shape of the matrix and on nothing else.
+template <int kGroups, RingCopy kCopy>
+class PieceStream {
+ public:
+  static_assert(kMxWarps % kGroups == 0);
+  static constexpr int kGroupWarps = kMxWarps / kGroups;
+  static constexpr std::uint32_t kPieceBytes = kMxPiece * kMxRecordBytes;
+  static constexpr std::uint32_t kBarrierBytes = kMxWarps * kMxStages * 8;
+  static constexpr std::uint32_t kRingBytes = kMxWarps * kMxStages * kPieceBytes;
+
+  __device__ PieceStream(std::uint8_t* barriers, std::uint8_t* ring, int columns)
+      : first_share_(static_cast<int>(threadIdx.x) / kWarp % kGroupWarps),
+        num_records_((columns + kMxChunk - 1) / kMxChunk),
+        num_pieces_((num_records_ + kMxPiece - 1) / kMxPiece),
+        ring_(ring + threadIdx.x / kWarp * kMxStages * kPieceBytes, kPieceBytes,
+              reinterpret_cast<std::uint64_t*>(barriers) + threadIdx.x / kWarp * kMxStages) {}
+
+  // Asks for the first stages of `num_units` units; locate() is the address of the next one.
+  template <class Locate>
+  __device__ void start(int num_units, Locate& locate) {
+    unasked_ = first_share_ < num_pieces_ ? num_units : 0;
+    if (unasked_ > 0) tile_ = locate();
+    fill_share_ = fill_piece_ = first_share_;
+#pragma unroll 1
+    for (int stage = 0; stage < kMxStages; ++stage) fill_next(locate);
+  }
+
+  // put(share, sums) for the warp's shares of the next unit.
+  template <int kTokens, class Product, class Locate, class Put>
+  __device__ __forceinline__ void multiply(Product& product,
+                                           const uint4* const (&x)[kTokenTilesOf<kTokens>],
+                                           Locate& locate, const Put& put) {
+#pragma unroll 1
+    for (int share = first_share_; share < kMxWarps; share += kGroupWarps) {
+#pragma unroll 1
+      for (int piece = share; piece < num_pieces_; piece += kMxWarps) {
+        const std::uint8_t* stage = ring_.wait();
+        const int first = piece * kMxPiece;
+        if (num_records_ - first >= kMxPiece) {
+          product.template multiply<kMxPiece>(stage, kMxPiece, x, first);
+        } else {
+          product.template multiply<kMxPiece>(stage, num_records_ - first, x, first);
+        }
+        ring_.release();
+        fill_next(locate);
+      }
+      float sums[kTokenTilesOf<kTokens>][4];
+      product.result(sums);
+      put(share, sums);
+    }
+  }
+
+ private:
+  template <class Locate>
+  __device__ __forceinline__ void fill_next(Locate& locate) {
+    if (unasked_ <= 0) {
+      ring_.fill(nullptr, 0);
+      return;
+    }
+    const int num_records = min(kMxPiece, num_records_ - fill_piece_ * kMxPiece);
+    ring_.fill(tile_ + fill_piece_ * kPieceBytes,
+               static_cast<std::uint32_t>(num_records * kMxRecordBytes));
+    fill_piece_ += kMxWarps;
+    if (fill_piece_ < num_pieces_) return;
+    fill_share_ += kGroupWarps;
+    if (fill_share_ >= min(kMxWarps, num_pieces_)) {
+      fill_share_ = first_share_;
+      if (--unasked_ > 0) tile_ = locate();
+    }
+    fill_piece_ = fill_share_;
+  }
+
+  int first_share_;
+  int num_records_;
+  int num_pieces_;
+  int unasked_ = 0;  // units not wholly asked for
+  int fill_share_ = 0;
+  int fill_piece_ = 0;
+  const std::uint8_t* tile_ = nullptr;
+  WeightRing<kCopy, kMxStages> ring_;
 };
 
 template <int kTokens, RingCopy kCopy>
 class ExpertStream {
  public:
-  using Stream = MxStream<kCopy>;
-  using Barriers = SlotBarriers<WeightRing<kCopy, kMxStages>::kIsBulk>;
+  // With one row a piece's activations stay in registers: a warp has one piece of each unit.
+  static constexpr int kGroups = kTokens == 1 ? 1 : kExpertGroups;
+  using Stream = PieceStream<kGroups, kCopy>;
+  using Barriers = SlotBarriers<WeightRing<kCopy, kMxStages>::kIsBulk, kMxWarps / kGroups>;
 
   // Shared memory, aligned to 128: ring, its barriers, the slots', shares, rows.
   static constexpr int kTokensAtOnce = kTokens == 1 ? 1 : kTokens <= 8 ? 8 : kGroupRows;
@@ -166,38 +254,39 @@ class ExpertStream {
   __device__ __forceinline__ void multiply(const __nv_bfloat16* x, const Source& source,
                                            const Wait& wait) {
     const int num_tiles = static_cast<int>(weight_.row_tiles());
-    TileOfItem locate{routing_, weight_, weight_.k_chunks() * kMxRecordBytes,
-                      UnitCursor(first_unit_, num_tiles)};
+    const int group = static_cast<int>(threadIdx.x) / kWarp / Stream::kGroupWarps;
+    TileOfItem locate{routing_, weight_, weight_.k_chunks() * kMxRecordBytes, kGroups,
+                      UnitCursor(first_unit_ + group, num_tiles)};
     Stream stream(smem_ + kRingBarriers, smem_, static_cast<int>(weight_.cols));
-    stream.start(num_units_, locate);
+    stream.start((num_units_ - group + kGroups - 1) / kGroups, locate);
     wait();
-    typename Stream::template Product<1> one;
+    MxProduct<1> one;
     UnitCursor cursor(first_unit_, num_tiles);
-    int staged_to = cursor.item();  // items before it are in shared memory or done
-    int first_row = 0;              // of the item
-    for (int unit = 0; unit < num_units_; ++unit) {
-      const int item = cursor.item();
-      if (item >= staged_to) {
-        if (unit > 0) sync();  // everybody has multiplied the rows that were there
-        staged_to = stage(x, source, item);
-        sync();  // the rows, before they are read
-        first_row = 0;
-        one.forget();
+    int unit = 0;
+    while (unit < num_units_) {
+      if (unit > 0) sync();  // everybody has multiplied the rows that were there
+      const int end = stage(x, source, cursor.item());
+      sync();  // the rows, before they are read
+      one.forget();
+      int first_row = 0;  // of the item
+      for (int item = cursor.item(); unit < num_units_ && item < end; item = cursor.item()) {
+        const int count = kTokens == 1 ? 1 : routing_.items[item].count();
+        const int units = min(num_units_ - unit, num_tiles - cursor.tile());
+        for (int i = (group - unit % kGroups + kGroups) % kGroups; i < units; i += kGroups) {
+          if (kTokens == 1) {
+            multiply_unit<1>(stream, one, locate, first_row, count, unit + i);
+          } else if (kTokens <= 8 || count <= 8) {
+            MxProduct<8> product;
+            multiply_unit<8>(stream, product, locate, first_row, count, unit + i);
+          } else {
+            MxProduct<kTokens> product;
+            multiply_unit<kTokens>(stream, product, locate, first_row, count, unit + i);
+          }
+        }
+        unit += units;
+        cursor.advance(units);
+        first_row += count;
       }
-      const int count = kTokens == 1 ? 1 : routing_.items[item].count();
-      const int slot = unit % kFinishWarps;
-      const int round = unit / kFinishWarps;
-      if (kTokens == 1) {
-        multiply_unit<1>(stream, one, locate, first_row, count, slot, round);
-      } else if (kTokens <= 8 || count <= 8) {
-        typename Stream::template Product<8> product;
-        multiply_unit<8>(stream, product, locate, first_row, count, slot, round);
-      } else {
-        typename Stream::template Product<kTokens> product;
-        multiply_unit<kTokens>(stream, product, locate, first_row, count, slot, round);
-      }
-      cursor.advance(1);
-      if (cursor.item() != item) first_row += count;
     }
   }
 
@@ -256,27 +345,29 @@ class ExpertStream {
 
   template <int kCount, class Product, class Locate>
   __device__ __forceinline__ void multiply_unit(Stream& stream, Product& product, Locate& locate,
-                                                int first_row, int count, int slot, int round) {
+                                                int first_row, int count, int unit) {
     constexpr int kTiles = kTokenTilesOf<kCount>;
     const std::uint32_t row_bytes = activation_row_bytes(2 * static_cast<int>(weight_.k_chunks()));
     const uint4* x[kTiles];
-    float acc[kTiles][4];
     point_at_rows<kTiles>(x, smem_ + kRows, row_bytes, count,
                           [&](int token) { return first_row + token; });
-    stream.template multiply<kCount>(product, acc, x, locate);
-    barriers_.wait_empty(slot, round);
-    float* at = reinterpret_cast<float*>(smem_ + kShares) + slot * kSlotFloats +
-                threadIdx.x / kWarp * kTileRows + threadIdx.x % kWarp / 4;
+    const int slot = unit % kFinishWarps;
+    float* to = reinterpret_cast<float*>(smem_ + kShares) + slot * kSlotFloats +
+                threadIdx.x % 4 * 2 * kTokenFloats + threadIdx.x % kWarp / 4;
+    stream.template multiply<kCount>(
+        product, x, locate, [&](int share, const float (&sums)[kTiles][4]) {
+          if (share < Stream::kGroupWarps) barriers_.wait_empty(slot, unit / kFinishWarps);
+          float* at = to + share * kTileRows;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+          for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int token = 8 * t + 2 * static_cast<int>(threadIdx.x % 4) + i;
-        if (token >= count) continue;
-        at[token * kTokenFloats] = acc[t][i];
-        at[token * kTokenFloats + 8] = acc[t][2 + i];
-      }
-    }
+            for (int i = 0; i < 2; ++i) {
+              if (8 * t + 2 * static_cast<int>(threadIdx.x % 4) + i >= count) continue;
+              at[(8 * t + i) * kTokenFloats] = sums[t][i];
+              at[(8 * t + i) * kTokenFloats + 8] = sums[t][2 + i];
+            }
+          }
+        });
     barriers_.put_full(slot);
   }
 

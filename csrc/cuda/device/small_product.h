@@ -6,14 +6,15 @@
 
 #include "cuda/device/mxfp4.h"
 #include "cuda/layout.h"
+#include "cuda/ptx/ldmatrix.h"
 #include "cuda/ptx/mma.h"
 
 namespace gptoss::cuda {
 
-// Activations in shared memory: rows of `pairs` times 64 bytes, a pair being 32 columns (two tiles
-// along K). Within a pair lane quarter q finds its fragment of both tiles as 16 bytes at 16 q:
-// columns 2q, 2q + 1, 2q + 8, 2q + 9, 2q + 16, 2q + 17, 2q + 24, 2q + 25. A row's stride is an odd
-// number of 64 bytes, so that two neighbouring rows use all banks.
+// Activations of MXFP4 products in shared memory: rows of `pairs` times 64 bytes, a pair being 32
+// columns (two tiles along K). Within a pair lane quarter q finds its fragment of both tiles as 16
+// bytes at 16 q: columns 2q, 2q + 1, 2q + 8, 2q + 9, 2q + 16, 2q + 17, 2q + 24, 2q + 25. A row's
+// stride is an odd number of 64 bytes, so that two neighbouring rows use all banks.
 constexpr int kPairColumns = 32;
 constexpr int kPairBytes = 64;
 
@@ -28,19 +29,19 @@ __host__ __device__ constexpr int fragment_index(int column) {
          column % kPairColumns / 16 * 4 + in_tile / 8 * 2 + column % 2;
 }
 
-// Copies 16 bytes of fragments from row-major columns; `pair_and_quarter` counts quarters.
-__device__ __forceinline__ uint4 gather_fragment(const std::uint32_t* row, int pair_and_quarter) {
-  const std::uint32_t* at = row + pair_and_quarter / 4 * 16 + pair_and_quarter % 4;
-  return {__ldcg(at), __ldcg(at + 4), __ldcg(at + 8), __ldcg(at + 12)};
-}
-
 // Share of a product that one warp adds up: 16 rows of weights times kTokens activations of a row
 // each (1, or up to 8 or 16). multiply() adds pieces along K; result() gives fragments of
 // mma.m16n8k16: acc[t] for tokens 8 t ... 8 t + 7.
-// x[t]: the lane's activations, of token 8 t + lane / 4 (of the one token), at the first column.
 template <int kTokens>
 constexpr int kTokenTilesOf = (kTokens + 7) / 8;
 
+// Activations of dense products lie in shared memory row by row. Rows are 16 bytes apart modulo
+// 128, so that the eight that ldmatrix reads at a time use all banks.
+__host__ __device__ constexpr std::uint32_t dense_row_bytes(int columns) {
+  return static_cast<std::uint32_t>(columns * 2 + 127) / 128 * 128 + 16;
+}
+
+// x[t]: row of token 8 t + lane % 8, from column lane / 8 * 8 on.
 template <int kTokens>
 class DenseProduct {
  public:
@@ -60,9 +61,10 @@ class DenseProduct {
       const std::uint32_t a1[4] = {second.x, second.y, second.z, second.w};
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t) {
-        const uint4 b = x[t][(first_pair + pair) * 4];
-        ptx::mma_m16n8k16(acc_[t], a0, b.x, b.y);
-        ptx::mma_m16n8k16(acc_[t], a1, b.z, b.w);
+        std::uint32_t b[4];
+        ptx::ldmatrix_x4(b, x[t] + (first_pair + pair) * 4);
+        ptx::mma_m16n8k16(acc_[t], a0, b[0], b[1]);
+        ptx::mma_m16n8k16(acc_[t], a1, b[2], b[3]);
       }
     }
   }
@@ -101,6 +103,7 @@ __device__ __forceinline__ std::uint32_t scales_of(const std::uint8_t* record, i
   return reinterpret_cast<const std::uint32_t*>(record + kMxCodeBytes)[row];
 }
 
+// x[t]: the lane's activations, of token 8 t + lane / 4 (of the one token), at the first column.
 template <int kTokens>
 class MxProduct {
  public:

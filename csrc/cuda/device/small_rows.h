@@ -1,5 +1,4 @@
-// Rows of activations of the small regime: into shared memory in fragment order, and the norm's
-// factor of each.
+// Rows of activations of the small regime: into shared memory, and the norm's factor of each.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,35 +16,26 @@ namespace gptoss::cuda {
 // A block takes so many rows at a time: two tiles of tokens. More rows are taken in groups.
 constexpr int kGroupRows = 16;
 
-// Rows row_of(0) ... row_of(num_rows - 1) of x [..][columns], row-major, to `activations`
-// [num_rows][activation_row_bytes(num_pairs)]; columns past the end are 0.
+// Rows row_of(0) ... row_of(num_rows - 1) of x [..][columns] to `activations`
+// [num_rows][dense_row_bytes(columns)]; `columns` a multiple of 8. Copies are under way until
+// copies_landed().
 template <class RowOf>
-__device__ __forceinline__ void stage_rows(std::uint8_t* activations, const __nv_bfloat16* x,
-                                           int columns, int num_pairs, int num_rows,
-                                           const RowOf& row_of) {
-  const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
-  const int quarters = num_pairs * 4;
-  const int row_step = static_cast<int>(blockDim.x) / quarters;
-  const int step = static_cast<int>(blockDim.x) % quarters;
-  int row = static_cast<int>(threadIdx.x) / quarters;
-  int quarter = static_cast<int>(threadIdx.x) % quarters;
-#pragma unroll 4
-  while (row < num_rows) {
-    const auto* from = reinterpret_cast<const std::uint32_t*>(
-        x + static_cast<std::int64_t>(row_of(row)) * columns);
-    auto* to = reinterpret_cast<uint4*>(activations + static_cast<std::uint32_t>(row) * row_bytes);
-    to[quarter] = gather_fragment(from, quarter);
-    row += row_step;
-    quarter += step;
-    if (quarter >= quarters) {
-      quarter -= quarters;
-      ++row;
+__device__ __forceinline__ void copy_rows(std::uint8_t* activations, const __nv_bfloat16* x,
+                                          int columns, int num_rows, const RowOf& row_of) {
+  const std::uint32_t row_bytes = dense_row_bytes(columns);
+#pragma unroll 1
+  for (int row = 0; row < num_rows; ++row) {
+    const __nv_bfloat16* from = x + static_cast<std::int64_t>(row_of(row)) * columns;
+    std::uint8_t* to = activations + static_cast<std::uint32_t>(row) * row_bytes;
+    for (int i = static_cast<int>(threadIdx.x); i < columns / 8;
+         i += static_cast<int>(blockDim.x)) {
+      ptx::cp_async_16(to + 16 * i, from + 8 * i);
     }
   }
 }
 
-// The same for rows that lie in fragment order, [..][num_pairs * 32] with 0 past the columns.
-// Copies are under way until copies_landed().
+// The same for rows that lie in fragment order, [..][num_pairs * 32] with 0 past the columns, to
+// [num_rows][activation_row_bytes(num_pairs)].
 template <class RowOf>
 __device__ __forceinline__ void copy_fragments(std::uint8_t* activations, const __nv_bfloat16* x,
                                                int num_pairs, int num_rows, const RowOf& row_of) {

@@ -67,11 +67,12 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
   __shared__ StagedVector bias;
   __shared__ StagedVector scale;
   const SmallSmem<Stream, kShareColumns> smem(smem_base);
+  const int first_row = static_cast<int>(blockIdx.y) * kGroupRows;
+  const int num_rows = min(kGroupRows, args.num_rows - first_row);
   const int columns = static_cast<int>(args.weight.cols);
   const int hidden = static_cast<int>(args.weight.rows);
   const int expert_columns = (hidden + kMxChunk - 1) / kMxChunk * kMxChunk;
-  const int num_pairs = columns / kPairColumns;
-  const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
+  const std::uint32_t row_bytes = dense_row_bytes(columns);
   const int num_units = units_of_block(static_cast<int>(args.weight.row_tiles()));
   const std::int64_t tile_bytes = args.weight.k_tiles() * kDenseTileBytes;
   TileLocator locate(args.weight.data, tile_bytes);
@@ -83,52 +84,46 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
   prefetch_router(args, num_units);
   ptx::wait_for_dependencies();
 
-  for (int first_row = 0; first_row < args.num_rows; first_row += kGroupRows) {
-    const int num_rows = min(kGroupRows, args.num_rows - first_row);
-    if (first_row != 0) {
-      locate = TileLocator(args.weight.data, tile_bytes);
-      stream.start(num_units, locate);
-    }
-    const auto residual_of = [&](int unit, int row, int channel) {
-      return __ldcg(args.buffers.residual + static_cast<std::int64_t>(first_row + row) * hidden +
-                    StagedVector::channel(unit, channel));
-    };
-    stage_rows(smem.activations, args.buffers.attention, columns, num_pairs, num_rows,
-               [&](int row) { return first_row + row; });
-    for (int i = static_cast<int>(threadIdx.x);
-         i < min(num_units * num_rows, kShareColumns) * kTileRows;
-         i += static_cast<int>(blockDim.x)) {
-      const int column = i / kTileRows;
-      residuals[i] = residual_of(column / num_rows, column % num_rows, i % kTileRows);
-    }
-    __syncthreads();  // activations, before they are read
-    multiply_units<kTokens, kShareColumns>(
-        stream, smem.shares, smem.activations, row_bytes, num_rows, num_units, locate, [] {},
-        [&](int first_unit, int count) {
-          for_channels(count * num_rows, [&](int column, int channel_in_tile, bool there) {
-            const int unit = first_unit + column / num_rows;
-            const int row = column % num_rows;
-            const int channel = StagedVector::channel(unit, channel_in_tile);
-            float value = 0.0f;
-            if (there) {
-              value = first_unit == 0 ? residuals[column * kTileRows + channel_in_tile]
-                                      : residual_of(unit, row, channel_in_tile);
-              value += sum_shares<Stream::kWarps>(smem.shares, column, channel_in_tile) +
-                       bias.of(args.bias, unit, channel_in_tile);
-            }
-            const float x = put_residual(
-                args.buffers.residual, args.buffers.mlp_squares, hidden, first_row + row, channel,
-                value, there ? scale.of(args.next_norm, unit, channel_in_tile) : 0.0f, there);
-            if (!there) return;
-            tiles[column * kTileRows + channel_in_tile] = x;
-            args.buffers.expert_xs[static_cast<std::int64_t>(first_row + row) * expert_columns +
-                                   fragment_index(channel)] =
-                __float2bfloat16(x * kMxActivationFactor);
-          });
-          __syncthreads();  // the block's channels of xs, before the router reads them
-          add_router(args, tiles, first_unit, count, first_row, num_rows);
-        });
+  const auto residual_of = [&](int unit, int row, int channel) {
+    return __ldcg(args.buffers.residual + static_cast<std::int64_t>(first_row + row) * hidden +
+                  StagedVector::channel(unit, channel));
+  };
+  copy_rows(smem.activations, args.buffers.attention, columns, num_rows,
+            [&](int row) { return first_row + row; });
+  for (int i = static_cast<int>(threadIdx.x);
+       i < min(num_units * num_rows, kShareColumns) * kTileRows;
+       i += static_cast<int>(blockDim.x)) {
+    const int column = i / kTileRows;
+    residuals[i] = residual_of(column / num_rows, column % num_rows, i % kTileRows);
   }
+  copies_landed();
+  __syncthreads();  // activations, before they are read
+  multiply_units<kTokens, kShareColumns>(
+      stream, smem.shares, smem.activations, row_bytes, num_rows, num_units, locate, [] {},
+      [&](int first_unit, int count) {
+        for_channels(count * num_rows, [&](int column, int channel_in_tile, bool there) {
+          const int unit = first_unit + column / num_rows;
+          const int row = column % num_rows;
+          const int channel = StagedVector::channel(unit, channel_in_tile);
+          float value = 0.0f;
+          if (there) {
+            value = first_unit == 0 ? residuals[column * kTileRows + channel_in_tile]
+                                    : residual_of(unit, row, channel_in_tile);
+            value += sum_shares<Stream::kWarps>(smem.shares, column, channel_in_tile) +
+                     bias.of(args.bias, unit, channel_in_tile);
+          }
+          const float x = put_residual(
+              args.buffers.residual, args.buffers.mlp_squares, hidden, first_row + row, channel,
+              value, there ? scale.of(args.next_norm, unit, channel_in_tile) : 0.0f, there);
+          if (!there) return;
+          tiles[column * kTileRows + channel_in_tile] = x;
+          args.buffers.expert_xs[static_cast<std::int64_t>(first_row + row) * expert_columns +
+                                 fragment_index(channel)] =
+              __float2bfloat16(x * kMxActivationFactor);
+        });
+        __syncthreads();  // the block's channels of xs, before the router reads them
+        add_router(args, tiles, first_unit, count, first_row, num_rows);
+      });
 }
 
 }  // namespace
@@ -139,6 +134,7 @@ void out_small(const OutSmallArgs& args, const DeviceInfo& device, Dependence de
                SmallVariants<OutSmallArgs> GPTOSS_SMALL_KERNELS(out_small_kernel),
                SmallShape{.threads = kDenseWarps * kWarp,
                           .units = args.weight.row_tiles(),
+                          .groups = row_groups(args.num_rows),
                           .smem = dense_smem_bytes(args.num_rows, args.weight.cols)});
 }
 

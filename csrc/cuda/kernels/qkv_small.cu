@@ -84,9 +84,10 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
   __shared__ RowPlaces places;
   __shared__ StagedVector bias;
   const SmallSmem<Stream, kShareColumns> smem(smem_base);
+  const int first_row = static_cast<int>(blockIdx.y) * kGroupRows;
+  const int num_rows = min(kGroupRows, args.step.num_rows - first_row);
   const int hidden = static_cast<int>(args.weight.cols);
-  const int num_pairs = hidden / kPairColumns;
-  const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
+  const std::uint32_t row_bytes = dense_row_bytes(hidden);
   const int num_units = units_of_block(static_cast<int>(args.weight.row_tiles()));
   const std::int64_t tile_bytes = args.weight.k_tiles() * kDenseTileBytes;
   TileLocator locate(args.weight.data, tile_bytes);
@@ -94,43 +95,36 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
   stream.start(num_units, locate);
   ptx::launch_dependents();
   bias.load(args.bias, num_units);
-  places.load(args, 0, min(kGroupRows, args.step.num_rows));
+  places.load(args, first_row, num_rows);
   ptx::wait_for_dependencies();
 
-  for (int first_row = 0; first_row < args.step.num_rows; first_row += kGroupRows) {
-    const int num_rows = min(kGroupRows, args.step.num_rows - first_row);
-    const auto row_of = [&](int row) { return first_row + row; };
-    auto* squares = reinterpret_cast<float*>(smem.activations + num_rows * row_bytes);
-    if (first_row != 0) {
-      locate = TileLocator(args.weight.data, tile_bytes);
-      stream.start(num_units, locate);
-      places.load(args, first_row, num_rows);
-    }
-    stage_rows(smem.activations, args.buffers.xs, hidden, num_pairs, num_rows, row_of);
-    stage_squares(squares, args.buffers.attn_squares, hidden, num_rows, row_of);
-    __syncthreads();  // activations, before they are read
-    if (first_row == 0) clear_router(args);
-    multiply_units<kTokens, kShareColumns>(
-        stream, smem.shares, smem.activations, row_bytes, num_rows, num_units, locate,
-        [&] { norm_factors(factors, squares, hidden, args.eps, num_rows); },
-        [&](int first_unit, int count) {
-          constexpr int kPairs = kTileRows / 2;
-          for (int i = static_cast<int>(threadIdx.x); i < count * num_rows * kPairs;
-               i += static_cast<int>(blockDim.x)) {
-            const int column = i / kPairs;
-            const int pair = i % kPairs;
-            const int unit = first_unit + column / num_rows;
-            const int tile = StagedVector::tile(unit);
-            const int row = column % num_rows;
-            const float low = sum_shares<Stream::kWarps>(smem.shares, column, pair);
-            const float high = sum_shares<Stream::kWarps>(smem.shares, column, pair + kPairs);
-            finish_pair(args, places, row, first_row + row, tile / kTilesPerHead,
-                        tile % kTilesPerHead * kPairs + pair,
-                        low * factors[row] + bias.of(args.bias, unit, pair),
-                        high * factors[row] + bias.of(args.bias, unit, pair + kPairs));
-          }
-        });
-  }
+  const auto row_of = [&](int row) { return first_row + row; };
+  auto* squares = reinterpret_cast<float*>(smem.activations + num_rows * row_bytes);
+  copy_rows(smem.activations, args.buffers.xs, hidden, num_rows, row_of);
+  stage_squares(squares, args.buffers.attn_squares, hidden, num_rows, row_of);
+  copies_landed();
+  __syncthreads();                         // activations, before they are read
+  if (first_row == 0) clear_router(args);  // by the blocks of the first group
+  multiply_units<kTokens, kShareColumns>(
+      stream, smem.shares, smem.activations, row_bytes, num_rows, num_units, locate,
+      [&] { norm_factors(factors, squares, hidden, args.eps, num_rows); },
+      [&](int first_unit, int count) {
+        constexpr int kPairs = kTileRows / 2;
+        for (int i = static_cast<int>(threadIdx.x); i < count * num_rows * kPairs;
+             i += static_cast<int>(blockDim.x)) {
+          const int column = i / kPairs;
+          const int pair = i % kPairs;
+          const int unit = first_unit + column / num_rows;
+          const int tile = StagedVector::tile(unit);
+          const int row = column % num_rows;
+          const float low = sum_shares<Stream::kWarps>(smem.shares, column, pair);
+          const float high = sum_shares<Stream::kWarps>(smem.shares, column, pair + kPairs);
+          finish_pair(args, places, row, first_row + row, tile / kTilesPerHead,
+                      tile % kTilesPerHead * kPairs + pair,
+                      low * factors[row] + bias.of(args.bias, unit, pair),
+                      high * factors[row] + bias.of(args.bias, unit, pair + kPairs));
+        }
+      });
 }
 
 }  // namespace
@@ -141,6 +135,7 @@ void qkv_small(const QkvSmallArgs& args, const DeviceInfo& device, Dependence de
                SmallVariants<QkvSmallArgs> GPTOSS_SMALL_KERNELS(qkv_small_kernel),
                SmallShape{.threads = kDenseWarps * kWarp,
                           .units = args.weight.row_tiles(),
+                          .groups = row_groups(args.step.num_rows),
                           .smem = dense_smem_bytes(args.step.num_rows, args.weight.cols) +
                                   squares_bytes(args.step.num_rows, args.weight.cols)});
 }

@@ -29,8 +29,15 @@ struct SmallVariants {
 struct SmallShape {
   int threads;
   std::int64_t units;  // blocks that have something to do
+  int groups = 1;      // of rows, which share the device's multiprocessors
   std::size_t smem;
 };
+
+// Groups of kGroupRows rows that a dense product's blocks take side by side: all of them read the
+// same tiles at about the same time, from device memory once.
+inline int row_groups(int num_rows) {
+  return (num_rows + kGroupRows - 1) / kGroupRows;
+}
 
 template <class Args>
 void launch_small(const DeviceInfo& device, Dependence dependence, int num_rows, const Args& args,
@@ -43,7 +50,9 @@ void launch_small(const DeviceInfo& device, Dependence dependence, int num_rows,
   constexpr std::size_t kAlone = 150000;
   constexpr std::size_t kStatic = 8192;  // at most, of the kernels' own
   launch(kernel,
-         {.blocks = static_cast<int>(std::min<std::int64_t>(device.num_sms, shape.units)),
+         {.blocks =
+              static_cast<int>(std::min<std::int64_t>(device.num_sms / shape.groups, shape.units)),
+          .groups = shape.groups,
           .threads = shape.threads,
           .smem = std::max(shape.smem, std::min(kAlone, device.smem_per_block - kStatic)),
           .dependence = dependence},

@@ -20,17 +20,18 @@ constexpr int kMxPiece = 4;      // 256 columns, 2.1 KB
 constexpr int kMxStages = 3;
 // Beside the warps that multiply experts' weights, those that finish what they have multiplied.
 constexpr int kFinishWarps = 4;
+constexpr int kExpertGroups = 4;  // of warps that multiply, each a tile at a time
 constexpr int kExpertThreads = (kMxWarps + kFinishWarps) * kWarp;
 
 template <int kTokens, RingCopy kCopy>
 using DenseStream = TileStream<DenseQuanta, kDenseWarps, kDensePiece,
                                kTokens <= 8 ? kDenseStages : kDenseStages - 1, kCopy>;
-template <RingCopy kCopy>
-using MxStream = TileStream<MxQuanta, kMxWarps, kMxPiece, kMxStages, kCopy>;
 
 // Columns (a unit's token) whose warps' shares wait in shared memory to be summed together.
 template <int kTokens>
-constexpr int kDenseShareColumns = kTokens == 1 ? 4 : kGroupRows;
+constexpr int kDenseShareColumns = kTokens == 1   ? 4
+                                   : kTokens <= 8 ? 24
+                                                  : 32;
 
 // Dynamic shared memory: ring, barriers, warps' shares, activations.
 template <class Stream, int kShareColumns>
@@ -50,16 +51,16 @@ struct SmallSmem {
         barriers(base + kBarriers),
         shares(reinterpret_cast<float*>(base + kShares)),
         activations(base + kActivations) {}
-  static constexpr std::size_t bytes(int num_rows, int num_pairs) {
-    return kActivations + static_cast<std::size_t>(num_rows) * activation_row_bytes(num_pairs);
+  static constexpr std::size_t bytes(int num_rows, std::int64_t columns) {
+    return kActivations +
+           static_cast<std::size_t>(num_rows) * dense_row_bytes(static_cast<int>(columns));
   }
 };
 
 // Shared memory of a dense product's block for a step of `num_rows` rows.
 template <int kTokens, int kShareColumns>
 std::size_t dense_smem_bytes(int num_rows, std::int64_t columns) {
-  return SmallSmem<DenseStream<kTokens, RingCopy::kBulk>, kShareColumns>::bytes(
-      num_rows, static_cast<int>(tiles_along(columns, kPairColumns)));
+  return SmallSmem<DenseStream<kTokens, RingCopy::kBulk>, kShareColumns>::bytes(num_rows, columns);
 }
 
 inline std::size_t dense_smem_bytes(int num_rows, std::int64_t columns) {
@@ -129,7 +130,12 @@ __device__ __forceinline__ void multiply_units(Stream& stream, float* shares,
                                                const Finish& finish) {
   constexpr int kTokenTiles = kTokenTilesOf<kTokens>;
   const uint4* x[kTokenTiles];
-  point_at_rows<kTokenTiles>(x, activations, row_bytes, num_rows, [](int row) { return row; });
+#pragma unroll
+  for (int t = 0; t < kTokenTiles; ++t) {
+    const int token = min(8 * t + static_cast<int>(threadIdx.x % 8), num_rows - 1);
+    x[t] =
+        reinterpret_cast<const uint4*>(activations + token * row_bytes) + threadIdx.x % kWarp / 8;
+  }
   typename Stream::template Product<kTokens> product;
   const int units_at_once = max(1, kShareColumns / num_rows);
   for (int first = 0; first < num_units; first += units_at_once) {
