@@ -42,6 +42,7 @@ void map_cached_pages(std::byte* data, std::int64_t num_bytes) {
 #ifdef MADV_POPULATE_READ
   using Clock = std::chrono::steady_clock;
   constexpr std::int64_t kChunk = std::int64_t{32} << 20;
+  constexpr std::int64_t kPiece = std::int64_t{2} << 20;  // entered or left out as a whole
   constexpr std::int64_t kPageBytes = 4096;
   constexpr double kLeastBytesPerSecond = 4e9;
   constexpr double kPatience = 0.05;  // seconds
@@ -50,12 +51,21 @@ void map_cached_pages(std::byte* data, std::int64_t num_bytes) {
   const Clock::time_point start = Clock::now();
   for (std::int64_t begin = 0; begin < num_bytes; begin += kChunk) {
     const std::int64_t size = std::min(kChunk, num_bytes - begin);
-    const auto end = cached.begin() + (size + kPageBytes - 1) / kPageBytes;
     if (mincore(data + begin, static_cast<std::size_t>(size), cached.data()) != 0) return;
-    const bool whole =
-        std::all_of(cached.begin(), end, [](unsigned char page) { return (page & 1) != 0; });
-    if (!whole) continue;
-    if (madvise(data + begin, static_cast<std::size_t>(size), MADV_POPULATE_READ) != 0) return;
+    const auto is_cached = [&](std::int64_t piece) {
+      const auto first = cached.begin() + piece / kPageBytes;
+      const auto last = cached.begin() + (std::min(piece + kPiece, size) - 1) / kPageBytes;
+      return piece < size &&
+             std::all_of(first, last + 1, [](unsigned char page) { return (page & 1) != 0; });
+    };
+    for (std::int64_t piece = 0; piece < size; piece += kPiece) {
+      if (!is_cached(piece)) continue;
+      const std::int64_t run = piece;
+      while (is_cached(piece + kPiece)) piece += kPiece;
+      const std::int64_t bytes = std::min(piece + kPiece, size) - run;
+      const auto count = static_cast<std::size_t>(bytes);
+      if (madvise(data + begin + run, count, MADV_POPULATE_READ) != 0) return;
+    }
     const std::chrono::duration<double> elapsed = Clock::now() - start;
     const double done = static_cast<double>(begin + size);
     if (elapsed.count() > kPatience + done / kLeastBytesPerSecond) return;
@@ -92,9 +102,10 @@ MappedFile::MappedFile(const std::string& path, std::int64_t expected_bytes, Map
                           ", the system refused: ", std::strerror(reason)));
   }
 #ifdef MADV_HUGEPAGE
-  // Streaming weights from huge pages is about a fifth faster; a hint, which may be refused.
-  if (mode == MapMode::kCopy)
-    madvise(data, static_cast<std::size_t>(expected_bytes), MADV_HUGEPAGE);
+  // Streaming weights from huge pages is about a fifth faster; a hint, which may be refused. Of a
+  // mapped file it concerns what is read from the disk from now on: what the page cache holds in
+  // small pages stays so.
+  madvise(data, static_cast<std::size_t>(expected_bytes), MADV_HUGEPAGE);
 #endif
   data_ = static_cast<const std::byte*>(data);
   if (mode == MapMode::kShared) map_cached_pages(static_cast<std::byte*>(data), expected_bytes);

@@ -18,11 +18,13 @@ class Trace {
  public:
   void enable(bool on) { enabled_ = on; }
   bool enabled() const { return enabled_; }
-  void add(const char* zone, double seconds) {
+  void add(const std::string& zone, double seconds, std::int64_t times = 1) {
     ZoneTotal& total = totals_[zone];
-    ++total.count;
+    total.count += times;
     total.seconds += seconds;
   }
+  // Something that takes no time, so many times.
+  void count(const std::string& what, std::int64_t times) { add(what, 0, times); }
   const std::map<std::string, ZoneTotal>& totals() const { return totals_; }
   void clear() { totals_.clear(); }
 
@@ -47,17 +49,27 @@ class Zone {
 
   void next(const char* name) {
     if (trace_ == nullptr) return;
-    const Clock::time_point now = Clock::now();
-    trace_->add(name_, std::chrono::duration<double>(now - start_).count());
-    start_ = now;
+    record(name_);
     name_ = name;
+  }
+
+  // Runs `meet`, a barrier, and counts its time as the zone's own waiting: "name: wait".
+  template <typename Meet>
+  void wait(Meet&& meet) {
+    if (trace_ == nullptr) return meet();
+    record(name_, 0);  // it goes on, or ends here
+    meet();
+    record(std::string(name_) + ": wait");
   }
 
  private:
   void close() {
-    if (trace_ != nullptr) {
-      trace_->add(name_, std::chrono::duration<double>(Clock::now() - start_).count());
-    }
+    if (trace_ != nullptr) record(name_);
+  }
+  void record(const std::string& name, std::int64_t times = 1) {
+    const Clock::time_point now = Clock::now();
+    trace_->add(name, std::chrono::duration<double>(now - start_).count(), times);
+    start_ = now;
   }
 
   Trace* trace_;

@@ -10,6 +10,16 @@ Range intersect(Range a, Range b) {
   return {std::max(a.begin, b.begin), std::max(std::max(a.begin, b.begin), std::min(a.end, b.end))};
 }
 
+// Rows of a matrix whose bytes begin at `first`, of those in a share; whole grains.
+Range rows_within(const DenseMatrix& matrix, std::int64_t first, Range bytes) {
+  const auto row_at = [&](std::int64_t byte) {
+    const std::int64_t grain_bytes = kRowGrain * matrix.row_bytes();
+    const std::int64_t row = (byte - first + grain_bytes / 2) / grain_bytes * kRowGrain;
+    return std::clamp<std::int64_t>(byte < first ? 0 : row, 0, matrix.rows());
+  };
+  return {row_at(bytes.begin), row_at(bytes.end)};
+}
+
 }  // namespace
 
 // residual += out(attention(rope(qkv(norm(residual)))))
@@ -22,21 +32,8 @@ void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& st
   const Activations x = normalised(w.attn_norm, dense_forms(), step);
 
   step.zone.next("qkv");
-  const std::int64_t q_rows = dense.q.rows();
-  const std::int64_t k_rows = dense.k.rows();
-  const std::int64_t num_rows = q_rows + 2 * k_rows;
-  const std::int64_t grain = dense_unit_rows(num_rows);
-  for_rows(worker, counter(layer, kQkv), step.redundant(), num_rows, grain, [&](Range rows) {
-    const auto part = [&](const DenseMatrix& matrix, std::int64_t first, MatrixView<float> out) {
-      const Range own = intersect(rows, {first, first + matrix.rows()});
-      linear(kernels_, matrix, x, Epilogue::kStore, out, {own.begin - first, own.end - first},
-             step.space.kernel_scratch.as<std::byte>());
-    };
-    part(dense.q, 0, space_.q);
-    part(dense.k, q_rows, space_.k);
-    part(dense.v, q_rows + k_rows, space_.v);
-  });
-  worker.barrier();
+  project_qkv(dense, x, layer, step);
+  step.barrier();
 
   step.zone.next("rope");
   const Range mine = worker.share(step.num_tokens);
@@ -58,21 +55,21 @@ void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& st
                        config_.num_kv_heads, plan_.dtype},
                       {own.begin - first, own.end - first});
   }
-  worker.barrier();
+  step.barrier();
 
   step.zone.next("attention");
   attention(batch, layer, step);
-  worker.barrier();
+  step.barrier();
 
   step.zone.next("attention_out");
   if (int8_dense_) {
     // Quantising a row again is cheap; one barrier would cost more while tokens are few.
     if (!step.redundant()) {
       quantise(space_.attention, dense_forms(), worker.share(step.num_tokens));
-      worker.barrier();
+      step.barrier();
     } else {
       if (worker.index() == 0) quantise(space_.attention, dense_forms(), step.tokens());
-      worker.barrier();
+      step.barrier();
     }
   }
   for_rows(worker, counter(layer, kOut), step.redundant(), config_.hidden_size,
@@ -80,7 +77,39 @@ void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& st
              linear(kernels_, dense.out, space_.attention.activations(), Epilogue::kAdd,
                     space_.residual, rows, step.space.kernel_scratch.as<std::byte>());
            });
-  worker.barrier();
+  step.barrier();
+}
+
+// Tokens are few: an equal share of the bytes, which rows of int8 and of bf16 have not. Else rows
+// from a counter.
+void CpuBackend::project_qkv(const DenseLayer& dense, const Activations& x, std::size_t layer,
+                             Step& step) {
+  const auto part = [&](const DenseMatrix& matrix, Range rows, MatrixView<float> out) {
+    linear(kernels_, matrix, x, Epilogue::kStore, out, rows,
+           step.space.kernel_scratch.as<std::byte>());
+  };
+  const std::int64_t q_rows = dense.q.rows();
+  const std::int64_t k_rows = dense.k.rows();
+  if (step.redundant()) {
+    const std::int64_t q_bytes = q_rows * dense.q.row_bytes();
+    const std::int64_t k_bytes = k_rows * dense.k.row_bytes();
+    const Range bytes = step.worker.share(q_bytes + k_bytes + k_rows * dense.v.row_bytes());
+    part(dense.q, rows_within(dense.q, 0, bytes), space_.q);
+    part(dense.k, rows_within(dense.k, q_bytes, bytes), space_.k);
+    part(dense.v, rows_within(dense.v, q_bytes + k_bytes, bytes), space_.v);
+    return;
+  }
+  const std::int64_t num_rows = q_rows + 2 * k_rows;
+  const std::int64_t grain = dense_unit_rows(num_rows);
+  for_rows(step.worker, counter(layer, kQkv), false, num_rows, grain, [&](Range rows) {
+    const auto within = [&](std::int64_t first, std::int64_t count) {
+      const Range own = intersect(rows, {first, first + count});
+      return Range{own.begin - first, own.end - first};
+    };
+    part(dense.q, within(0, q_rows), space_.q);
+    part(dense.k, within(q_rows, k_rows), space_.k);
+    part(dense.v, within(q_rows + k_rows, k_rows), space_.v);
+  });
 }
 
 void CpuBackend::attention(const Batch& batch, std::size_t layer, Step& step) {
@@ -123,7 +152,7 @@ void CpuBackend::attention(const Batch& batch, std::size_t layer, Step& step) {
   });
   const auto& merges = attention_plan_.merges[static_cast<int>(group)];
   if (merges.empty()) return;
-  step.worker.barrier();
+  step.barrier();
   const std::int64_t heads = config_.heads_per_kv_head();
   for_tasks(kMerge, merges, [&](const auto& task) {
     kernels_.attention_merge(args_of(task), task.kv_head, task.tokens, partials + task.partial,

@@ -48,7 +48,7 @@ void CpuBackend::run_layers(const Batch& batch, Worker& worker) {
             zone};
   kernels_.embed({space_.tokens.data(), weights_.embedding, space_.residual},
                  worker.share(step.num_tokens));
-  worker.barrier();
+  step.barrier();
   for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     attention_block(batch, layer, step);
     moe_block(batch, layer, step);
@@ -64,7 +64,7 @@ Activations CpuBackend::normalised(const bf16* scale, ActivationForms wanted, St
       {ActivationBuffer::as_const(space_.residual), scale, config_.rms_norm_eps, buffer.values()},
       mine);
   quantise(buffer, wanted, mine);
-  if (!step.redundant()) step.worker.barrier();
+  if (!step.redundant()) step.barrier();
   return buffer.first_rows(step.num_tokens);  // a private buffer may be larger
 }
 
@@ -90,7 +90,7 @@ void CpuBackend::logits(const Batch& batch, Step& step) {
                       {0, 1});
   }
   quantise(norm, dense_forms(), mine);
-  worker.barrier();
+  step.barrier();
 
   step.zone.next("unembedding");
   const MatrixView<float> out = matrix(batch.logits, num_rows, config_.vocab_size);

@@ -81,6 +81,7 @@ class CpuBackend final : public Backend {
   void prepare(const Batch& batch);
   void run_layers(const Batch& batch, Worker& worker);
   void attention_block(const Batch& batch, std::size_t layer, Step& step);
+  void project_qkv(const DenseLayer& dense, const Activations& x, std::size_t layer, Step& step);
   void attention(const Batch& batch, std::size_t layer, Step& step);
   void moe_block(const Batch& batch, std::size_t layer, Step& step);
   void gate_up(std::size_t layer, const Activations& x, const Routing& routing, Step& step);
@@ -143,10 +144,15 @@ struct CpuBackend::Step {
 
   bool redundant() const { return num_tokens <= kRedundantTokens; }
   Range tokens() const { return {0, num_tokens}; }
+  void barrier() {
+    if (worker.count() > 1) zone.wait([&] { worker.barrier(); });
+  }
 };
 
 // Takes rows of a product: an equal share where tokens are few and every thread streams its part of
-// the weights once, pieces of `grain` from a counter otherwise.
+// the weights once, pieces of `grain` from a counter otherwise. (A last eighth from a counter in
+// the first case makes threads wait half as long for each other, and its short streams eat that
+// up.)
 template <typename Body>
 void for_rows(Worker& worker, WorkCounter& counter, bool few_tokens, std::int64_t num_rows,
               std::int64_t grain, Body&& body) {

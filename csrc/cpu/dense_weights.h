@@ -21,6 +21,11 @@ struct DenseMatrix {
 
   std::int64_t rows() const { return bf16_weight.rows; }
   bool is_int8() const { return int8_weight.data != nullptr; }
+  // As products read it; int8 is 8.5 bits a weight.
+  std::int64_t row_bytes() const {
+    return is_int8() ? bf16_weight.cols * 17 / 16
+                     : bf16_weight.cols * static_cast<std::int64_t>(sizeof(bf16));
+  }
 };
 
 // What a product reads: float32 rows, and the same rows quantised where a kernel wants that.

@@ -16,16 +16,16 @@ void CpuBackend::moe_block(const Batch& batch, std::size_t layer, Step& step) {
   linear(kernels_, router, x, Epilogue::kStore, space_.router_logits,
          step.worker.share(config_.num_experts, kernels_.row_tile),
          step.space.kernel_scratch.as<std::byte>());
-  step.worker.barrier();
+  step.barrier();
   const Routing& routing = route(batch, layer, step);
 
   step.zone.next("gate_up");
   gate_up(layer, x, routing, step);
-  step.worker.barrier();
+  step.barrier();
 
   step.zone.next("down");
   down(layer, routing, step);
-  step.worker.barrier();
+  step.barrier();
 }
 
 const Routing& CpuBackend::route(const Batch& batch, std::size_t layer, Step& step) {
@@ -38,11 +38,14 @@ const Routing& CpuBackend::route(const Batch& batch, std::size_t layer, Step& st
   kernels_.router_topk({ActivationBuffer::as_const(space_.router_logits), k,
                         routing.expert_ids.data(), routing.weights.data(), forced},
                        step.redundant() ? step.tokens() : step.worker.share(step.num_tokens));
-  if (!step.redundant()) step.worker.barrier();
+  if (!step.redundant()) step.barrier();
   if (step.redundant() || step.worker.index() == 0) {
     routing.plan.build(routing.expert_ids.data(), step.num_tokens, k, config_.num_experts);
   }
-  if (!step.redundant()) step.worker.barrier();
+  if (!step.redundant()) step.barrier();
+  if (step.worker.index() == 0 && trace_.enabled()) {
+    trace_.count("experts touched", static_cast<std::int64_t>(routing.plan.active.size()));
+  }
   return routing;
 }
 
@@ -133,7 +136,7 @@ void CpuBackend::down(std::size_t layer, const Routing& routing, Step& step) {
     down_unit(w, plan, plan.active[static_cast<std::size_t>(unit.begin / units)],
               {first, std::min(first + unit_rows, config_.hidden_size)}, step.space);
   }
-  step.worker.barrier();
+  step.barrier();
   kernels_.moe_combine(combine, step.worker.share(step.num_tokens), {0, config_.hidden_size});
 }
 

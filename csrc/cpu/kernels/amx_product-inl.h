@@ -32,6 +32,7 @@ struct AmxScratch {
   std::byte* tokens;  // TokenTiles
   float* sums;        // [token tile][row tile][16][16]
   std::byte* panel;   // [kPanelSteps][row tile] tiles of weights, or as a product likes
+  std::byte* blocks;  // few_token_bytes
 
   GPTOSS_INLINE float* tile_sums(std::int64_t token_tile) const {
     return sums + token_tile * 2 * kTileBytes / 4;
@@ -42,14 +43,21 @@ constexpr std::int64_t kAmxSumBytes = kAmxTokens / kTileTokens * 2 * kTileBytes;
 constexpr std::int64_t kAmxPanelBytes = 20 * kTileBytes;
 static_assert(kPanelSteps * 2 * kTileBytes <= kAmxPanelBytes);
 
-std::size_t amx_scratch_bytes(std::int64_t cols) {
-  const std::int64_t tokens = kAmxTokens / kTileTokens * tile_steps(cols) * kTileBytes;
-  return static_cast<std::size_t>(64 + kAmxSumBytes + kAmxPanelBytes + tokens);
+// Eight bytes a block of 32, for each of four tokens.
+GPTOSS_INLINE std::int64_t few_token_bytes(std::int64_t cols) {
+  return (cols + 63) / 64 * 64;
 }
 
-inline AmxScratch cut_amx_scratch(std::byte* scratch) {
+std::size_t amx_scratch_bytes(std::int64_t cols) {
+  const std::int64_t tokens = kAmxTokens / kTileTokens * tile_steps(cols) * kTileBytes;
+  return static_cast<std::size_t>(64 + kAmxSumBytes + kAmxPanelBytes + tokens +
+                                  few_token_bytes(cols));
+}
+
+inline AmxScratch cut_amx_scratch(std::byte* scratch, std::int64_t cols) {
   std::byte* p = scratch + (64 - reinterpret_cast<std::uintptr_t>(scratch) % 64) % 64;
-  return {p + kAmxSumBytes + kAmxPanelBytes, reinterpret_cast<float*>(p), p + kAmxSumBytes};
+  std::byte* const blocks = p + kAmxSumBytes + kAmxPanelBytes;
+  return {blocks + few_token_bytes(cols), reinterpret_cast<float*>(p), p + kAmxSumBytes, blocks};
 }
 
 // Some tokens as tiles B: [token tile][step of k][16 pairs][width][2] bf16. Fewer than 16 tokens

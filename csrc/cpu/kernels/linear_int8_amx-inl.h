@@ -120,7 +120,7 @@ void linear_int8_amx(const LinearInt8Args& args, Range rows, std::byte* memory) 
     integers.x = {x.codes, x.scales, x.sums, x.rows, x.cols};
     return linear_int8(integers, rows, memory);
   }
-  const AmxScratch scratch = cut_amx_scratch(memory);
+  const AmxScratch scratch = cut_amx_scratch(memory, x.cols);
   const TileScope scope(kTileTokens);
   for (std::int64_t token = 0; token < x.rows; token += kAmxTokens) {
     const std::int64_t left = x.rows - token;

@@ -17,11 +17,12 @@ namespace {
 constexpr std::int64_t kAmxStripBlocks = 4;  // blocks of a row in a vector of codes
 constexpr int kAmxLanes = 16;                // rows at a time
 
-// One token: bytes[2 * low + odd] are the high (low) bytes of its even (odd) columns.
+// One token: bytes[2 * low + odd] are the high (low) bytes of its even (odd) columns. Of each
+// block, what goes off a dot and what then multiplies it.
 struct TokenBytes {
   const std::int8_t* bytes[4];
-  const float* scales;
-  const std::int32_t* sums;
+  const std::int32_t* offsets;  // 12 * sum of the codes
+  const float* halves;          // half of the scale: the weights' codes are doubled
 };
 
 // 32 floats of one token, as bf16 and bytes.
@@ -90,90 +91,115 @@ GPTOSS_INLINE Bf16Block quantize_bf16_block(const float* p) {
   return out;
 }
 
-// Blocks of sixteen rows: for each lane's row, the product of a block's codes, twice their value,
-// with the token's; kAmxStripBlocks of them, of which `count` are there.
+// Bytes that each lane's stream of codes is fetched ahead.
+constexpr std::int64_t kCodesAhead = 768;
+
+// Products of a strip, `count` blocks from `block` on, of sixteen rows with kTokens tokens: lane r
+// of dots[t][b] is row r's sum, of twice its weights plus 12 with the token's codes.
 //
-// u = w + 12 is unsigned: sum(u * code) = 128 * sum(u * high) + sum(u * low), from which the
-// offset goes off. |sum| <= 32 * 24 * 4096 < 2^22.
+// sum(u * code) = 128 * sum(u * high) + sum(u * low), |sum| <= 32 * 24 * 4096 < 2^22. The table is
+// repeated: vpermb looks at six bits of an index, and so the other nibble's need no mask.
+template <int kTokens, bool kWhole>
 GPTOSS_INLINE void dot_strip_bytes(const std::uint8_t* codes, std::int64_t stride,
-                                   const TokenBytes& token, std::int64_t block, std::int64_t count,
-                                   std::int64_t ahead, __m512i (&dots)[kAmxStripBlocks]) {
-  const __mmask64 there =
-      count >= kAmxStripBlocks ? ~__mmask64{0} : (__mmask64{1} << 16 * count) - 1u;
-  __m512i x[4];
-  GPTOSS_UNROLL
-  for (int i = 0; i < 4; ++i) x[i] = _mm512_maskz_loadu_epi8(there, token.bytes[i] + 16 * block);
+                                   const TokenBytes (&tokens)[kTokens], std::int64_t block,
+                                   std::int64_t count, __m512i (&dots)[kTokens][kAmxStripBlocks]) {
+  const __mmask64 there = kWhole ? ~__mmask64{0} : (__mmask64{1} << 16 * count) - 1u;
+  const auto load = [&](const void* p) __attribute__((always_inline)) {
+    return kWhole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(there, p);
+  };
   const __m512i table = _mm512_broadcast_i32x4(
       _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-  const __m512i nibble = _mm512_set1_epi8(15);
-  // Four rows at a time: lane b of `by_row[g]` has block b of rows 4 * g ... 4 * g + 3.
-  __m512i by_row[4];
+  // Four rows at a time: lane b of by_row[g] has block b of rows 4 * g ... 4 * g + 3.
+  __m512i by_row[kTokens][4];
   GPTOSS_UNROLL
   for (int g = 0; g < 4; ++g) {
-    __m512i dot[4];
+    __m512i dot[kTokens][4];
     GPTOSS_UNROLL
     for (int r = 0; r < 4; ++r) {
-      const std::uint8_t* row = codes + (4 * g + r) * stride;
-      _mm_prefetch(reinterpret_cast<const char*>(row) + ahead, _MM_HINT_T1);
-      const __m512i bytes = _mm512_maskz_loadu_epi8(there, row);
-      const __m512i even = _mm512_shuffle_epi8(table, _mm512_and_si512(bytes, nibble));
-      const __m512i odd =
-          _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble));
-      const __m512i high =
-          _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), even, x[0]), odd, x[1]);
-      dot[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_slli_epi32(high, 7), even, x[2]), odd,
-                                   x[3]);
+      const std::uint8_t* row = codes + (4 * g + r) * stride + block * kMxBlockBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(row) + kCodesAhead, _MM_HINT_T1);
+      const __m512i bytes = load(row);
+      const __m512i even = _mm512_permutexvar_epi8(bytes, table);
+      const __m512i odd = _mm512_permutexvar_epi8(_mm512_srli_epi16(bytes, 4), table);
+      GPTOSS_UNROLL
+      for (int t = 0; t < kTokens; ++t) {
+        const auto x = [&](int i) __attribute__((always_inline)) {
+          return load(tokens[t].bytes[i] + 16 * block);
+        };
+        __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, x(0));
+        sum = _mm512_slli_epi32(_mm512_dpbusd_epi32(sum, odd, x(1)), 7);
+        dot[t][r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, even, x(2)), odd, x(3));
+      }
     }
-    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(dot[0], dot[1]),
-                                       _mm512_unpackhi_epi32(dot[0], dot[1]));
-    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(dot[2], dot[3]),
-                                       _mm512_unpackhi_epi32(dot[2], dot[3]));
-    by_row[g] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    GPTOSS_UNROLL
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(dot[t][0], dot[t][1]),
+                                         _mm512_unpackhi_epi32(dot[t][0], dot[t][1]));
+      const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(dot[t][2], dot[t][3]),
+                                         _mm512_unpackhi_epi32(dot[t][2], dot[t][3]));
+      by_row[t][g] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
   }
-  const __m512i a = _mm512_shuffle_i32x4(by_row[0], by_row[1], 0x44);
-  const __m512i b = _mm512_shuffle_i32x4(by_row[2], by_row[3], 0x44);
-  const __m512i c = _mm512_shuffle_i32x4(by_row[0], by_row[1], 0xee);
-  const __m512i d = _mm512_shuffle_i32x4(by_row[2], by_row[3], 0xee);
-  dots[0] = _mm512_shuffle_i32x4(a, b, 0x88);
-  dots[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
-  dots[2] = _mm512_shuffle_i32x4(c, d, 0x88);
-  dots[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+  GPTOSS_UNROLL
+  for (int t = 0; t < kTokens; ++t) {
+    const __m512i a = _mm512_shuffle_i32x4(by_row[t][0], by_row[t][1], 0x44);
+    const __m512i b = _mm512_shuffle_i32x4(by_row[t][2], by_row[t][3], 0x44);
+    const __m512i c = _mm512_shuffle_i32x4(by_row[t][0], by_row[t][1], 0xee);
+    const __m512i d = _mm512_shuffle_i32x4(by_row[t][2], by_row[t][3], 0xee);
+    dots[t][0] = _mm512_shuffle_i32x4(a, b, 0x88);
+    dots[t][1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    dots[t][2] = _mm512_shuffle_i32x4(c, d, 0x88);
+    dots[t][3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+  }
 }
 
 // Scale bytes of a strip: dword of each lane's row. Reads nothing beyond a row of `num_blocks`.
 GPTOSS_INLINE __m512i load_strip_scales(const std::uint8_t* scales, std::int64_t stride,
                                         std::int64_t block, std::int64_t num_blocks) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(stride)));
-  if (num_blocks < kAmxStripBlocks) {
-    alignas(64) std::uint32_t bytes[kAmxLanes] = {};
-    for (int r = 0; r < kAmxLanes; ++r) {
-      for (std::int64_t b = 0; b < num_blocks; ++b) {
-        bytes[r] |= static_cast<std::uint32_t>(scales[r * stride + b]) << (8 * b);
+  alignas(64) std::uint32_t bytes[kAmxLanes] = {};
+  const std::int64_t left = num_blocks - block;
+  for (int r = 0; r < kAmxLanes; ++r) {
+    const std::uint8_t* row = scales + r * stride + block;
+    if (left >= kAmxStripBlocks) {
+      __builtin_memcpy(bytes + r, row, kAmxStripBlocks);
+    } else {
+      for (std::int64_t b = 0; b < left; ++b) {
+        bytes[r] |= static_cast<std::uint32_t>(row[b]) << (8 * b);
       }
     }
-    return _mm512_load_si512(bytes);
   }
-  const std::int64_t begin =
-      block <= num_blocks - kAmxStripBlocks ? block : num_blocks - kAmxStripBlocks;
-  const __m512i bytes = _mm512_i32gather_epi32(rows, scales + begin, 1);
-  return _mm512_srlv_epi32(bytes, _mm512_set1_epi32(static_cast<int>(8 * (block - begin))));
+  return _mm512_load_si512(bytes);
 }
 
-// acc + (dot - 12 * sum) * x_scale * w_scale, w_scale of byte `index` of each lane's dword. The
-// first product is exact; then there is one rounding, as when a tile adds a block's sum to its own.
+// Whether some scale byte is 0, the subnormal 2^-127, or 255, NaN: bits of a float do not say
+// those.
+GPTOSS_INLINE bool has_odd_scales(__m512i scale_bytes) {
+  const __m512i next = _mm512_add_epi8(scale_bytes, _mm512_set1_epi8(1));
+  return _mm512_cmple_epu8_mask(next, _mm512_set1_epi8(1)) != 0;
+}
+
+// Scales of byte `index` of each lane's dword.
+template <int kIndex, bool kOdd>
+GPTOSS_INLINE __m512 strip_scale(__m512i scale_bytes) {
+  const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+  const __m512i moved = kIndex == 3 ? _mm512_srli_epi32(scale_bytes, 1)
+                                    : _mm512_slli_epi32(scale_bytes, 23 - 8 * kIndex);
+  __m512i bits = _mm512_and_si512(moved, exponent);
+  if constexpr (kOdd) {
+    const __mmask16 nan = _mm512_cmpeq_epi32_mask(bits, exponent);
+    bits = _mm512_max_epu32(bits, _mm512_set1_epi32(0x00400000));
+    bits = _mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc00000));
+  }
+  return _mm512_castsi512_ps(bits);
+}
+
+// acc + (dot - 12 * sum) * x_scale * w_scale. The first product is exact; then there is one
+// rounding, as when a tile adds a block's sum to its own.
 GPTOSS_INLINE __m512 add_strip_dot(__m512 acc, __m512i dot, const TokenBytes& token,
-                                   std::int64_t block, __m512i scale_bytes, int index) {
-  const __m512i byte = _mm512_and_si512(
-      _mm512_srlv_epi32(scale_bytes, _mm512_set1_epi32(8 * index)), _mm512_set1_epi32(255));
-  // 0 is the subnormal 2^-127, 255 NaN.
-  __m512i bits = _mm512_max_epu32(_mm512_slli_epi32(byte, 23), _mm512_set1_epi32(0x00400000));
-  const __mmask16 nan = _mm512_cmpeq_epi32_mask(byte, _mm512_set1_epi32(255));
-  bits = _mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc00000));
+                                   std::int64_t block, __m512 scale) {
   const __m512 exact =
-      _mm512_cvtepi32_ps(_mm512_sub_epi32(dot, _mm512_set1_epi32(12 * token.sums[block])));
-  const __m512 scaled = _mm512_mul_ps(exact, _mm512_set1_ps(0.5f * token.scales[block]));
-  return _mm512_fmadd_ps(scaled, _mm512_castsi512_ps(bits), acc);
+      _mm512_cvtepi32_ps(_mm512_sub_epi32(dot, _mm512_set1_epi32(token.offsets[block])));
+  return _mm512_fmadd_ps(_mm512_mul_ps(exact, _mm512_set1_ps(token.halves[block])), scale, acc);
 }
 
 // The least and the largest of some bytes.

@@ -8,6 +8,7 @@ so that a busy machine or a changing clock strikes both. Every figure is the med
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from .lines import Line
 from .machine import OthersWatch, last_level_cache_bytes
 
 _MIN_SWEEP_BYTES = 1 << 30
+_TOUCHED = "experts touched"  # how the trace calls their number
 _SWEEP_CACHES = 4  # a sweep over so many last-level caches comes from memory
 
 
@@ -34,12 +36,14 @@ class ModelBench:
 
     Attributes:
         op: "prefill", ``tokens`` in one call, logits of the last; or "decode", one at a time,
-            greedy, through `Session.generate`.
+            greedy, through `Session.generate`; or "decode x N", one of each of N sessions a step,
+            ``tokens`` in all.
         depth: tokens in the cache before.
         seconds: of each repeat, for all ``tokens``.
         tokens_per_second: median.
         gflops: of prefill, multiply-adds twice, attention's not counted; else None.
-        token_bytes: of decode, what one token reads at least; else None.
+        token_bytes: of decode, what one token reads at least: of a batch its part of what a step
+            reads, with the experts that its tokens did choose; else None.
         bytes_per_second: of decode, ``token_bytes`` times the median rate; else None.
         read_bytes_per_second: median of the read bandwidth measured in turn; None where it says
             nothing (CUDA, or weights that fit in the last-level cache).
@@ -131,6 +135,7 @@ class ModelBencher:
             seconds = [run() for _ in range(self._repeats)]
             busy = others.cpus()
             zones = self._traced(run)
+            zones.pop(_TOUCHED, None)
         rate = tokens / statistics.median(seconds)
         report, config = self._model.report(), self._model.config
         unembedding = config.vocab_size * config.hidden_size
@@ -152,7 +157,6 @@ class ModelBencher:
         _check("tokens", tokens, 1)
         depth = max(1, depth)
         token_bytes = self.token_bytes(depth + tokens // 2)
-        sweep = _sweep_bytes(token_bytes) if self._model.device == "cpu" else None
         with self._session_at(depth, tokens + 2) as session:
 
             def run() -> float:
@@ -165,21 +169,70 @@ class ModelBencher:
                     pass
                 return time.perf_counter() - start
 
-            run()
-            others = OthersWatch()
-            seconds: list[float] = []
-            bandwidths: list[float] = []
-            for _ in range(self._repeats):
-                if sweep is not None:
-                    bandwidths.append(_core.read_bandwidth(sweep, self._num_threads))
-                seconds.append(run())
-            busy = others.cpus()
-            zones = self._traced(run)
+            return self._decoded("decode", run, tokens, depth, lambda touched: token_bytes)
+
+    def decode_batch(self, batch: int, steps: int, *, depth: int = 0) -> ModelBench:
+        """``steps`` steps of one random token of each of ``batch`` sessions, after ``depth``."""
+        _check("batch", batch, 1)
+        _check("steps", steps, 1)
+        depth = max(1, depth)
+        with contextlib.ExitStack() as stack:
+            sessions = [
+                stack.enter_context(self._session_at(depth, steps + 2)) for _ in range(batch)
+            ]
+            prompts = [self._prompt(batch) for _ in range(steps)]
+
+            def run() -> float:
+                for session in sessions:
+                    session.rewind(depth)
+                start = time.perf_counter()
+                for tokens in prompts:
+                    self._model.forward_batch(
+                        [(s, [token]) for s, token in zip(sessions, tokens, strict=True)]
+                    )
+                return time.perf_counter() - start
+
+            def token_bytes(touched: int) -> int:
+                config = self._model.config
+                each = config.num_experts
+                missed = (1 - config.experts_per_token / each) ** batch
+                if touched == 0:  # not traced: as many as random choices touch
+                    touched = round(config.num_layers * steps * each * (1 - missed))
+                chosen = config.num_layers * config.experts_per_token * batch * steps
+                shared = (touched - chosen) * self._expert_bytes()
+                shared -= (batch - 1) * steps * self._dense_bytes()
+                return self.token_bytes(depth + steps // 2) + shared // (batch * steps)
+
+            return self._decoded(f"decode x {batch}", run, steps * batch, depth, token_bytes)
+
+    def _decoded(
+        self,
+        op: str,
+        run: Callable[[], float],
+        tokens: int,
+        depth: int,
+        token_bytes_of: Callable[[int], int],
+    ) -> ModelBench:
+        """The line of a decoding ``run``; bytes by the number of experts that it touched."""
+        zones = self._traced(run)  # a warm-up too
+        touched, _ = zones.pop(_TOUCHED, (0, 0.0))
+        token_bytes = token_bytes_of(touched)
+        sweep = _sweep_bytes(token_bytes) if self._model.device == "cpu" else None
+        others = OthersWatch()
+        seconds: list[float] = []
+        bandwidths: list[float] = []
+        for _ in range(self._repeats):
+            if sweep is not None:
+                bandwidths.append(_core.read_bandwidth(sweep, self._num_threads))
+            seconds.append(run())
+        busy = others.cpus()
+        zones = self._traced(run)
+        zones.pop(_TOUCHED, None)
         rate = tokens / statistics.median(seconds)
         pairs = zip(seconds, bandwidths, strict=False)
         shares = [tokens * token_bytes / s / bandwidth for s, bandwidth in pairs]
         return ModelBench(
-            op="decode",
+            op=op,
             **self._identity(),
             tokens=tokens,
             depth=depth,
@@ -193,16 +246,30 @@ class ModelBencher:
             others=busy,
         )
 
+    def _expert_bytes(self) -> int:
+        """Of one expert of one layer: both matrices in MXFP4."""
+        config = self._model.config
+        return 3 * config.intermediate_size * config.hidden_size * 17 // 32
+
+    def _dense_bytes(self) -> int:
+        """What tokens of a step share whatever they are."""
+        config = self._model.config
+        experts = config.num_layers * config.experts_per_token * self._expert_bytes()
+        return self._weight_bytes() - experts
+
+    def _weight_bytes(self) -> int:
+        report = self._model.report()
+        return report.token_bytes_int8 if self._dense == "int8" else report.token_bytes_bf16
+
     def token_bytes(self, position: int) -> int:
         """Bytes that decoding one token at ``position`` cannot avoid reading."""
-        report, config = self._model.report(), self._model.config
-        weights = report.token_bytes_int8 if self._dense == "int8" else report.token_bytes_bf16
+        config = self._model.config
         element = 4 if self._precision == "float32" else 2
         seen = sum(
             min(position, config.sliding_window) if window else position
             for window in config.layer_windows
         )
-        return weights + 2 * element * config.num_kv_heads * config.head_dim * seen
+        return self._weight_bytes() + 2 * element * config.num_kv_heads * config.head_dim * seen
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _EPILOG = """\
 decode reads a known number of bytes a token; "read" is the share of the read bandwidth that was
 measured in turn with it (blank where the weights fit in the last-level cache). Medians of the
-repeats; the zones come from one more run. --ops measures ops at the shapes of both published models
+repeats; the zones come from one more run, of the first thread: what it does, and how long it then
+waits for the others ("gate_up: wait"). --ops measures ops at the shapes of both published models
 instead, cold, beside the read bandwidth and the arithmetic peak of the same run; it takes minutes:
 name ops, or --filter. --compare says which lines of two --json files differ by more than noise.
 """
@@ -57,6 +58,14 @@ def add_parser(commands: options.Commands) -> None:
         default=[0],
         metavar="N",
         help="tokens in the cache before (default: 0)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="sessions that decode together (default: 1)",
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="default: 3, for ops 15")
     parser.add_argument(
@@ -111,11 +120,16 @@ def _run_model(args: argparse.Namespace) -> int:
 
 
 def _results(bencher: ModelBencher, args: argparse.Namespace) -> Iterator[ModelBench]:
-    for measure, counts in ((bencher.prefill, args.prefill), (bencher.decode, args.decode)):
-        for count in counts:
-            for depth in args.depth:
-                if count > 0:
-                    yield measure(count, depth=depth)
+    for count in (n for n in args.prefill if n > 0):
+        for depth in args.depth:
+            yield bencher.prefill(count, depth=depth)
+    for count in (n for n in args.decode if n > 0):
+        for depth in args.depth:
+            for batch in args.batch:
+                if batch == 1:
+                    yield bencher.decode(count, depth=depth)
+                else:
+                    yield bencher.decode_batch(batch, count, depth=depth)
 
 
 def _report(results: Sequence[ModelBench], memory: ProcessUse | None) -> str:
@@ -175,3 +189,4 @@ def _zone_rows(result: ModelBench) -> Iterator[list[str]]:
     yield [f"zone ({result.op})", "calls", "ms/token", "share"]
     for name, (count, seconds) in sorted(result.zones.items(), key=lambda zone: -zone[1][1]):
         yield [name, str(count), f"{1e3 * seconds / steps:.4f}", f"{seconds / total:.1%}"]
+    yield ["all of it", "", f"{1e3 * total / steps:.4f}", f"{1:.1%}"]
