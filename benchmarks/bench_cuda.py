@@ -30,7 +30,7 @@ from cuda_bench.counts import (
     touched_experts,
 )
 from cuda_bench.goals import print_goals
-from cuda_bench.kernels import print_prompt, print_token
+from cuda_bench.kernels import print_prompt, print_steps, print_token
 from gpt_oss_native import _core
 
 GREEDY = gon.Sampling(temperature=0)
@@ -203,20 +203,25 @@ def prefill_rows(model: gon.Model, name: str, counts: Sequence[int]) -> Iterator
         ]
 
 
-def many_row(model: gon.Model, name: str, lengths: Sequence[int]) -> list[str]:
+def many_row(
+    model: gon.Model, name: str, lengths: Sequence[int], *, kernels: bool = False
+) -> list[str]:
     """Many sequences through `next_tokens`, one token each a step."""
     sessions = [model.session() for _ in lengths]
     steps = 32
     try:
         for index, (session, length) in enumerate(zip(sessions, lengths, strict=True)):
             session.forward(tokens_of(length, model.config.vocab_size, index), logits="none")
-        running = [s.generate([5], GREEDY, max_new_tokens=steps + 12) for s in sessions]
+        running = [s.generate([5], GREEDY, max_new_tokens=steps + 20) for s in sessions]
         for _ in range(8):
             model.next_tokens(running)
         start = time.perf_counter()
         for _ in range(steps):
             model.next_tokens(running)
         seconds = (time.perf_counter() - start) / steps
+        if kernels:
+            title = f"kernels of a step of {len(lengths)} sequences, {name}"
+            print_steps(title, lambda: [model.next_tokens(running) for _ in range(4)], 4, {})
     finally:
         for session in sessions:
             session.close()
@@ -282,7 +287,10 @@ def measure(model: gon.Model, name: str, args: argparse.Namespace) -> dict[str, 
     if "many" in args.parts:
         spread = np.random.default_rng(1).integers(768, 2305, 256)
         spread = [int(n) for n in spread - round(float(spread.mean()) - 1536)]
-        rows["many"] = [many_row(model, name, [1024] * 64), many_row(model, name, spread)]
+        rows["many"] = [
+            many_row(model, name, lengths, kernels="kernels" in args.parts)
+            for lengths in ([1024] * 64, spread)
+        ]
     if "kernels" in args.parts:
         print_token(model, name)
         if rate := print_prompt(model, name):

@@ -54,22 +54,16 @@ def floors(model: gon.Model) -> dict[str, float]:
     }
 
 
-def print_token(model: gon.Model, name: str, depth: int = 512) -> None:
-    """Kernels of a decoded token. Those that begin before the one before them ends overlap, so
-    their times add up to more than the token's."""
-    count = 20
-    with model.session() as session:
-        session.forward(tokens_of(depth, model.config.vocab_size), logits="none")
-        generation = session.generate([7], GREEDY, max_new_tokens=count + 10)
-        for _ in range(5):
-            next(generation)
-        kernels = kernels_of(lambda: [next(generation) for _ in range(count)])
-        generation.close()
+def print_steps(
+    title: str, run: Callable[[], object], count: int, bytes_of: dict[str, float]
+) -> None:
+    """Kernels of ``count`` steps, a step. Those that begin before the one before them ends overlap,
+    so their times add up to more than the step's."""
+    kernels = kernels_of(run)
     if not kernels:
-        print(f"\n{name}: the profiler saw no kernels", flush=True)
+        print(f"\n{title}: the profiler saw none", flush=True)
         return
-    bytes_of = floors(model)
-    rows = [["", "a token", "us each", "us a token", "floor us", "of copy"]]
+    rows = [["", "a step", "us each", "us a step", "floor us", "of copy"]]
     for kernel in dict.fromkeys(kernel for kernel, _, _ in kernels):
         times = [us for other, _, us in kernels if other == kernel]
         mean, each = sum(times) / len(times), len(times) / count
@@ -78,7 +72,24 @@ def print_token(model: gon.Model, name: str, depth: int = 512) -> None:
         rows.append([kernel, f"{each:.1f}", f"{mean:.2f}", f"{mean * each:.1f}", *of])
     span = (kernels[-1][1] - kernels[0][1]) / 1e3 / count
     rows.append(["first to last", "", "", f"{span:.1f}", "", ""])
-    table(f"kernels of a token, {name}, context {depth}", rows)
+    table(title, rows)
+
+
+def print_token(model: gon.Model, name: str, depth: int = 512) -> None:
+    """Kernels of a decoded token."""
+    count = 20
+    with model.session() as session:
+        session.forward(tokens_of(depth, model.config.vocab_size), logits="none")
+        generation = session.generate([7], GREEDY, max_new_tokens=count + 10)
+        for _ in range(5):
+            next(generation)
+        print_steps(
+            f"kernels of a token, {name}, context {depth}",
+            lambda: [next(generation) for _ in range(count)],
+            count,
+            floors(model),
+        )
+        generation.close()
 
 
 def print_prompt(model: gon.Model, name: str, count: int = 4096) -> float:
