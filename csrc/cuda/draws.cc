@@ -71,7 +71,6 @@ const std::uint32_t* Draws::allowed(const Banned& banned, cudaStream_t stream) {
                         cudaMemcpyHostToDevice, stream),
         "banned tokens");
   check(cudaStreamSynchronize(stream), "banned tokens");
-  if (masks_.size() >= kMasksKept) masks_.erase(masks_.begin());
   masks_.push_back({banned, std::move(buffer)});
   return masks_.back().bits.as<const std::uint32_t>();
 }
@@ -79,6 +78,8 @@ const std::uint32_t* Draws::allowed(const Banned& banned, cudaStream_t stream) {
 std::span<const DrawRow> Draws::prepare(const Batch& batch, cudaStream_t stream) {
   rows_.clear();
   kinds_ = {};
+  // Not while rows of this batch name them; freeing waits for the steps that were queued before.
+  while (masks_.size() > kMasksKept) masks_.erase(masks_.begin());
   std::int32_t logit_row = 0;
   for (const Segment& segment : batch.segments) {
     const auto scored = static_cast<std::int32_t>(segment.num_scored_rows());
