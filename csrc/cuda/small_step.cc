@@ -44,7 +44,7 @@ SmallBuffers lay_out(Layout& layout, const ModelConfig& c) {
           .attention = layout.take<__nv_bfloat16>(kSmallRows * c.q_size()),
           .h = layout.take<__nv_bfloat16>(kSmallRows * c.experts_per_token * expert_chunks),
           .expert_sums = layout.take<float>(kSmallRows * c.experts_per_token * c.hidden_size),
-          .expert_weights = layout.take<float>(kSmallRows * c.experts_per_token),
+          .routing = layout.take<std::byte>(kRoutingBytes),
           .router = {.sums = layout.take<unsigned long long>(kSmallRows * c.num_experts),
                      .not_finite = layout.take<unsigned>(kSmallRows)}};
 }

@@ -8,9 +8,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "cuda/device/piece_stream.h"
 #include "cuda/device/routing.h"
-#include "cuda/device/tile_stream.h"
 #include "cuda/kernels/small_layout.h"
 #include "cuda/ptx/mbarrier.h"
 #include "cuda/ptx/named_barrier.h"
@@ -120,98 +121,16 @@ struct TileOfItem {
   }
 };
 
-// A warp's pieces of every kGroups-th unit. A group of warps has a unit; of its pieces, which are
-// numbered along K, those whose number is p modulo kMxWarps are added up as the unit's share p, and
-// the shares are dealt out to the group's warps in turn. So what is added, and in which order,
-// depends on the shape of the matrix and on nothing else.
-template <int kGroups, RingCopy kCopy>
-class PieceStream {
- public:
-  static_assert(kMxWarps % kGroups == 0);
-  static constexpr int kGroupWarps = kMxWarps / kGroups;
-  static constexpr std::uint32_t kPieceBytes = kMxPiece * kMxRecordBytes;
-  static constexpr std::uint32_t kBarrierBytes = kMxWarps * kMxStages * 8;
-  static constexpr std::uint32_t kRingBytes = kMxWarps * kMxStages * kPieceBytes;
-
-  __device__ PieceStream(std::uint8_t* barriers, std::uint8_t* ring, int columns)
-      : first_share_(static_cast<int>(threadIdx.x) / kWarp % kGroupWarps),
-        num_records_((columns + kMxChunk - 1) / kMxChunk),
-        num_pieces_((num_records_ + kMxPiece - 1) / kMxPiece),
-        ring_(ring + threadIdx.x / kWarp * kMxStages * kPieceBytes, kPieceBytes,
-              reinterpret_cast<std::uint64_t*>(barriers) + threadIdx.x / kWarp * kMxStages) {}
-
-  // Asks for the first stages of `num_units` units; locate() is the address of the next one.
-  template <class Locate>
-  __device__ void start(int num_units, Locate& locate) {
-    unasked_ = first_share_ < num_pieces_ ? num_units : 0;
-    if (unasked_ > 0) tile_ = locate();
-    fill_share_ = fill_piece_ = first_share_;
-#pragma unroll 1
-    for (int stage = 0; stage < kMxStages; ++stage) fill_next(locate);
-  }
-
-  // put(share, sums) for the warp's shares of the next unit.
-  template <int kTokens, class Product, class Locate, class Put>
-  __device__ __forceinline__ void multiply(Product& product,
-                                           const uint4* const (&x)[kTokenTilesOf<kTokens>],
-                                           Locate& locate, const Put& put) {
-#pragma unroll 1
-    for (int share = first_share_; share < kMxWarps; share += kGroupWarps) {
-#pragma unroll 1
-      for (int piece = share; piece < num_pieces_; piece += kMxWarps) {
-        const std::uint8_t* stage = ring_.wait();
-        const int first = piece * kMxPiece;
-        if (num_records_ - first >= kMxPiece) {
-          product.template multiply<kMxPiece>(stage, kMxPiece, x, first);
-        } else {
-          product.template multiply<kMxPiece>(stage, num_records_ - first, x, first);
-        }
-        ring_.release();
-        fill_next(locate);
-      }
-      float sums[kTokenTilesOf<kTokens>][4];
-      product.result(sums);
-      put(share, sums);
-    }
-  }
-
- private:
-  template <class Locate>
-  __device__ __forceinline__ void fill_next(Locate& locate) {
-    if (unasked_ <= 0) {
-      ring_.fill(nullptr, 0);
-      return;
-    }
-    const int num_records = min(kMxPiece, num_records_ - fill_piece_ * kMxPiece);
-    ring_.fill(tile_ + fill_piece_ * kPieceBytes,
-               static_cast<std::uint32_t>(num_records * kMxRecordBytes));
-    fill_piece_ += kMxWarps;
-    if (fill_piece_ < num_pieces_) return;
-    fill_share_ += kGroupWarps;
-    if (fill_share_ >= min(kMxWarps, num_pieces_)) {
-      fill_share_ = first_share_;
-      if (--unasked_ > 0) tile_ = locate();
-    }
-    fill_piece_ = fill_share_;
-  }
-
-  int first_share_;
-  int num_records_;
-  int num_pieces_;
-  int unasked_ = 0;  // units not wholly asked for
-  int fill_share_ = 0;
-  int fill_piece_ = 0;
-  const std::uint8_t* tile_ = nullptr;
-  WeightRing<kCopy, kMxStages> ring_;
-};
-
 template <int kTokens, RingCopy kCopy>
 class ExpertStream {
  public:
   // With one row a piece's activations stay in registers: a warp has one piece of each unit.
   static constexpr int kGroups = kTokens == 1 ? 1 : kExpertGroups;
-  using Stream = PieceStream<kGroups, kCopy>;
-  using Barriers = SlotBarriers<WeightRing<kCopy, kMxStages>::kIsBulk, kMxWarps / kGroups>;
+  static_assert(kFinishWarps % kGroups == 0,
+                "a slot is one group's: parities tell two rounds apart");
+  static constexpr bool kIsBulk = WeightRing<kCopy, kMxStages>::kIsBulk;
+  using Stream = std::conditional_t<kIsBulk, ChunkStream<kGroups>, PieceStream<kGroups, kCopy>>;
+  using Barriers = SlotBarriers<kIsBulk, kMxWarps / kGroups>;
 
   // Shared memory, aligned to 128: ring, its barriers, the slots', shares, rows.
   static constexpr int kTokensAtOnce = kTokens == 1 ? 1 : kTokens <= 8 ? 8 : kGroupRows;
@@ -235,7 +154,9 @@ class ExpertStream {
         routing_(routing),
         smem_(smem),
         barriers_(reinterpret_cast<std::uint64_t*>(smem + kBarriers)) {
-    if (threadIdx.x == 0) barriers_.init();
+    if (threadIdx.x != 0) return;
+    barriers_.init();
+    if constexpr (kIsBulk) Stream::init(smem + kRingBarriers);
   }
 
   // After routing: which units are the block's.
@@ -249,39 +170,44 @@ class ExpertStream {
   }
 
   // The warps below kMxWarps. `x`: rows in fragment order, source(item, token) being the row of a
-  // token; wait() comes between asking for weights and asking for rows.
-  template <class Source, class Wait>
-  __device__ __forceinline__ void multiply(const __nv_bfloat16* x, const Source& source,
-                                           const Wait& wait) {
+  // token. Rows are asked for before the first weights: behind those they would come late.
+  template <class Source>
+  __device__ __forceinline__ void multiply(const __nv_bfloat16* x, const Source& source) {
     const int num_tiles = static_cast<int>(weight_.row_tiles());
     const int group = static_cast<int>(threadIdx.x) / kWarp / Stream::kGroupWarps;
-    TileOfItem locate{routing_, weight_, weight_.k_chunks() * kMxRecordBytes, kGroups,
-                      UnitCursor(first_unit_ + group, num_tiles)};
-    Stream stream(smem_ + kRingBarriers, smem_, static_cast<int>(weight_.cols));
-    stream.start((num_units_ - group + kGroups - 1) / kGroups, locate);
-    wait();
-    MxProduct<1> one;
     UnitCursor cursor(first_unit_, num_tiles);
+    int end = num_units_ > 0 ? stage(x, source, cursor.item()) : 0;
+    Stream stream(smem_ + kRingBarriers, smem_, static_cast<int>(weight_.cols));
+    TileOfItem locate = tiles(group, kGroups);
+    if constexpr (kIsBulk) {
+      ptx::named_barrier_arrive<(kMxWarps + 1) * kWarp>(kRowsAsked);
+    } else {
+      stream.start((num_units_ - group + kGroups - 1) / kGroups, locate);
+    }
+    MxProduct<1> one;
     int unit = 0;
     while (unit < num_units_) {
-      if (unit > 0) sync();  // everybody has multiplied the rows that were there
-      const int end = stage(x, source, cursor.item());
-      sync();  // the rows, before they are read
-      one.forget();
+      if (unit > 0) {
+        sync();  // everybody has multiplied the rows that were there
+        end = stage(x, source, cursor.item());
+        one.forget();
+      }
+      copies_landed();
+      sync();             // the rows, before they are read
       int first_row = 0;  // of the item
       for (int item = cursor.item(); unit < num_units_ && item < end; item = cursor.item()) {
         const int count = kTokens == 1 ? 1 : routing_.items[item].count();
         const int units = min(num_units_ - unit, num_tiles - cursor.tile());
-        for (int i = (group - unit % kGroups + kGroups) % kGroups; i < units; i += kGroups) {
-          if (kTokens == 1) {
-            multiply_unit<1>(stream, one, locate, first_row, count, unit + i);
-          } else if (kTokens <= 8 || count <= 8) {
-            MxProduct<8> product;
-            multiply_unit<8>(stream, product, locate, first_row, count, unit + i);
-          } else {
-            MxProduct<kTokens> product;
-            multiply_unit<kTokens>(stream, product, locate, first_row, count, unit + i);
-          }
+        const int first = (group - unit % kGroups + kGroups) % kGroups;
+        if (kTokens == 1) {
+          multiply_item<1>(stream, one, locate, first_row, count, unit + first, unit + units);
+        } else if (kTokens <= 8 || count <= 8) {
+          MxProduct<8> product;
+          multiply_item<8>(stream, product, locate, first_row, count, unit + first, unit + units);
+        } else {
+          MxProduct<kTokens> product;
+          multiply_item<kTokens>(stream, product, locate, first_row, count, unit + first,
+                                 unit + units);
         }
         unit += units;
         cursor.advance(units);
@@ -290,8 +216,19 @@ class ExpertStream {
     }
   }
 
-  // The warps from kMxWarps on: prepare(item, tile) before a unit's sums are there, then
-  // finish(prepared, item, tile, sums), sums(token, row) being the product's.
+  // The warp kExpertFillWarp: asks for weights.
+  __device__ __forceinline__ void fill() {
+    if constexpr (kIsBulk) {
+      ptx::named_barrier_sync<(kMxWarps + 1) * kWarp>(kRowsAsked);
+      if (threadIdx.x % kWarp != 0) return;
+      Stream stream(smem_ + kRingBarriers, smem_, static_cast<int>(weight_.cols));
+      TileOfItem locate = tiles(0, 1);
+      stream.fill(num_units_, locate);
+    }
+  }
+
+  // The kFinishWarps warps from kMxWarps on: prepare(item, tile) before a unit's sums are there,
+  // then finish(prepared, item, tile, sums), sums(token, row) being the product's.
   template <class Prepare, class Finish>
   __device__ __forceinline__ void finish(const Prepare& prepare, const Finish& finish) {
     const int slot = static_cast<int>(threadIdx.x) / kWarp - kMxWarps;
@@ -316,10 +253,20 @@ class ExpertStream {
   }
 
  private:
+  static constexpr int kRowsAsked = 2 + 2 * kFinishWarps;  // a barrier's number
+
   __device__ static void sync() { ptx::named_barrier_sync<kMxWarps * kWarp>(1); }
 
-  // Rows of the items from `first` on, as many as there is room for (one item at least); returns
-  // the item after them.
+  // The block's units from its first-th on, every step-th.
+  __device__ TileOfItem tiles(int first, int step) const {
+    TileOfItem locate{routing_, weight_, weight_.k_chunks() * kMxRecordBytes, step,
+                      UnitCursor(first_unit_, static_cast<int>(weight_.row_tiles()))};
+    locate.cursor.advance(first);
+    return locate;
+  }
+
+  // Asks for rows of the items from `first` on, as many as there is room for (one item at least);
+  // returns the item after them.
   template <class Source>
   __device__ __forceinline__ int stage(const __nv_bfloat16* x, const Source& source, int first) {
     const int lane = static_cast<int>(threadIdx.x % kWarp);
@@ -337,38 +284,45 @@ class ExpertStream {
       num_rows += count;
     }
     const int num_pairs = 2 * static_cast<int>(weight_.k_chunks());
-    copy_fragments(smem_ + kRows, x, num_pairs, num_rows,
-                   [&](int row) { return __shfl_sync(kAllLanes, from, row); });
-    copies_landed();
+    copy_fragments<kMxWarps * kWarp>(smem_ + kRows, x, num_pairs, num_rows,
+                                     [&](int row) { return __shfl_sync(kAllLanes, from, row); });
     return item;
   }
 
+  // Units first, first + kGroups ... below `end`, of one item.
   template <int kCount, class Product, class Locate>
-  __device__ __forceinline__ void multiply_unit(Stream& stream, Product& product, Locate& locate,
-                                                int first_row, int count, int unit) {
+  __device__ __forceinline__ void multiply_item(Stream& stream, Product& product, Locate& locate,
+                                                int first_row, int count, int first, int end) {
     constexpr int kTiles = kTokenTilesOf<kCount>;
     const std::uint32_t row_bytes = activation_row_bytes(2 * static_cast<int>(weight_.k_chunks()));
     const uint4* x[kTiles];
     point_at_rows<kTiles>(x, smem_ + kRows, row_bytes, count,
                           [&](int token) { return first_row + token; });
-    const int slot = unit % kFinishWarps;
-    float* to = reinterpret_cast<float*>(smem_ + kShares) + slot * kSlotFloats +
-                threadIdx.x % 4 * 2 * kTokenFloats + threadIdx.x % kWarp / 4;
-    stream.template multiply<kCount>(
-        product, x, locate, [&](int share, const float (&sums)[kTiles][4]) {
-          if (share < Stream::kGroupWarps) barriers_.wait_empty(slot, unit / kFinishWarps);
-          float* at = to + share * kTileRows;
+    float* to = reinterpret_cast<float*>(smem_ + kShares) + threadIdx.x % 4 * 2 * kTokenFloats +
+                threadIdx.x % kWarp / 4;
+#pragma unroll 1
+    for (int unit = first; unit < end; unit += kGroups) {
+      const int slot = unit % kFinishWarps;
+      const auto put = [&](int share, const float (&sums)[kTiles][4]) {
+        float* at = to + slot * kSlotFloats + share * kTileRows;
+        if (share < Stream::kGroupWarps) barriers_.wait_empty(slot, unit / kFinishWarps);
 #pragma unroll
-          for (int t = 0; t < kTiles; ++t) {
+        for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              if (8 * t + 2 * static_cast<int>(threadIdx.x % 4) + i >= count) continue;
-              at[(8 * t + i) * kTokenFloats] = sums[t][i];
-              at[(8 * t + i) * kTokenFloats + 8] = sums[t][2 + i];
-            }
+          for (int i = 0; i < 2; ++i) {
+            if (8 * t + 2 * static_cast<int>(threadIdx.x % 4) + i >= count) continue;
+            at[(8 * t + i) * kTokenFloats] = sums[t][i];
+            at[(8 * t + i) * kTokenFloats + 8] = sums[t][2 + i];
           }
-        });
-    barriers_.put_full(slot);
+        }
+      };
+      if constexpr (kIsBulk) {
+        stream.template multiply<kCount>(product, x, put);
+      } else {
+        stream.template multiply<kCount>(product, x, locate, put);
+      }
+      barriers_.put_full(slot);
+    }
   }
 
   const MxTiles& weight_;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/layout.h"
+#include "cuda/ptx/select.h"
 
 namespace gptoss::cuda {
 
@@ -32,7 +33,7 @@ __device__ __forceinline__ void expand_e2m1(std::uint32_t (&a0)[4], std::uint32_
   a1[1] = turned_code<mx_turn(1)>(second);
   a1[2] = turned_code<mx_turn(2)>(second);
   const std::uint32_t shared =
-      (first & ~kMxShared) | (__funnelshift_l(second, second, kMxSharedTurn) & kMxShared);
+      ptx::select_bits(kMxShared, __funnelshift_l(second, second, kMxSharedTurn), first);
   a0[3] = turned_code<mx_turn_of_shared(0)>(shared);
   a1[3] = turned_code<mx_turn_of_shared(1)>(shared);
 }

@@ -1,5 +1,5 @@
-// Each row's experts, found by every block for itself from the router's sums: a few hundred bytes a
-// row, less than another kernel would cost.
+// Each row's experts, found by every block of gate_up for itself from the router's sums: a few
+// hundred bytes a row, less than another kernel would cost. One block leaves them for down.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,8 @@ struct ExpertRows {
   }
 };
 
-// Of a step's rows; lies in shared memory.
-struct Routing {
+// Of a step's rows; lies in shared memory, and a copy in SmallBuffers::routing.
+struct alignas(16) Routing {
   static_assert(kSmallRows <= 32 && kSmallRows <= 2 * kGroupRows);
   // An expert of more than kGroupRows rows is there twice.
   static constexpr int kMostItems =
@@ -55,6 +55,25 @@ struct Routing {
     return choice;
   }
 };
+
+static_assert(sizeof(Routing) <= kRoutingBytes && sizeof(Routing) % 16 == 0);
+
+// Leaves the routing for later kernels; by `num_threads` threads, this one being number `thread`.
+__device__ __forceinline__ void put_routing(void* to, const Routing& routing, int thread,
+                                            int num_threads) {
+#pragma unroll 1
+  for (int i = thread; i < static_cast<int>(sizeof(Routing) / 16); i += num_threads) {
+    static_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&routing)[i];
+  }
+}
+// Takes what an earlier kernel left; by the whole block, a barrier follows.
+__device__ __forceinline__ void take_routing(Routing& routing, const void* from) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(sizeof(Routing) / 16);
+       i += static_cast<int>(blockDim.x)) {
+    reinterpret_cast<uint4*>(&routing)[i] = __ldcg(static_cast<const uint4*>(from) + i);
+  }
+}
 
 // Before route(), with a barrier between.
 __device__ __forceinline__ void clear_routing(const RoutingArgs& args, Routing& routing) {
@@ -120,48 +139,81 @@ __device__ __forceinline__ int choose_experts(const RowLogits& logits, int num_e
   return mine;
 }
 
-// One row by one warp: its norm factor, experts and weights. All that is read is asked for at once.
+// The logit that a key was made of.
+__device__ __forceinline__ float logit_of_key(unsigned key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
+}
+
+// One row by one warp, kPerLane experts a lane: its norm factor, experts and weights. All that is
+// read is asked for at once, and the code is short: it runs once, from a cold instruction cache.
+template <int kPerLane>
 __device__ __forceinline__ void route_row(const RoutingArgs& args, int row, Routing& routing) {
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const int k = args.experts_per_token;
-  RowLogits logits;
-  logits.per_lane = (args.num_experts + kWarp - 1) / kWarp;
   const unsigned bad = __ldcg(args.sums.not_finite + row);
   const int position = args.positions[row];
   int expert = 0;
   if (args.forced != nullptr && lane < k) {
     expert = args.forced[static_cast<std::int64_t>(row) * k + lane];
   }
-  long long sums[kMaxExpertsPerLane];
-  float bias[kMaxExpertsPerLane];
+  long long sums[kPerLane];
+  float bias[kPerLane];
 #pragma unroll
-  for (int i = 0; i < kMaxExpertsPerLane; ++i) {
-    if (i >= logits.per_lane) break;
-    const int id = lane * logits.per_lane + i;
-    sums[i] = 0;
-    bias[i] = 0.0f;
-    if (id < args.num_experts) {
-      sums[i] = static_cast<long long>(
-          __ldcg(args.sums.sums + static_cast<std::int64_t>(row) * args.num_experts + id));
-      bias[i] = to_float(args.bias[id]);
-    }
+  for (int i = 0; i < kPerLane; ++i) {
+    const int id = i * kWarp + lane;
+    const bool there = id < args.num_experts;
+    sums[i] = there ? static_cast<long long>(__ldcg(
+                          args.sums.sums + static_cast<std::int64_t>(row) * args.num_experts + id))
+                    : 0;
+    bias[i] = there ? to_float(args.bias[id]) : 0.0f;
   }
   const float* squares = args.squares + static_cast<std::int64_t>(row) * (args.hidden / kTileRows);
   const float factor =
       norm_factor(args.hidden, args.eps, [&](int tile) { return __ldcg(squares + tile); });
+  float logits[kPerLane];
+  unsigned keys[kPerLane];
 #pragma unroll
-  for (int i = 0; i < kMaxExpertsPerLane; ++i) {
-    logits.value[i] = 0.0f;
-    if (i >= logits.per_lane) continue;
+  for (int i = 0; i < kPerLane; ++i) {
     const float sum = static_cast<float>(sums[i]) * (1.0f / kRouterUnits);
-    logits.value[i] = bad != 0 ? __int_as_float(0x7fc00000) : sum * factor + bias[i];
+    logits[i] = bad != 0 ? __int_as_float(0x7fc00000) : sum * factor + bias[i];
+    keys[i] = i * kWarp + lane < args.num_experts ? rank_key(logits[i]) : 0;
   }
-  if (args.forced == nullptr) expert = choose_experts(logits, args.num_experts, k);
-  const float logit = logits.of(lane < k ? expert : 0);
+  float logit = 0.0f;  // of `expert`
+  if (args.forced == nullptr) {
+#pragma unroll 1
+    for (int choice = 0; choice < k; ++choice) {
+      unsigned best = 0;
+      int best_id = 0;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        if (keys[i] > best) {
+          best = keys[i];
+          best_id = i * kWarp + lane;
+        }
+      }
+      const unsigned top = __reduce_max_sync(kAllLanes, best);
+      const int id = __reduce_min_sync(kAllLanes, best == top ? best_id : kMaxRoutedExperts);
+      if (lane == choice) {
+        expert = id;
+        logit = logit_of_key(top);
+      }
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        if (i * kWarp + lane == id) keys[i] = 0;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const float there = __shfl_sync(kAllLanes, logits[i], expert % kWarp);
+      if (expert / kWarp == i) logit = there;
+    }
+  }
   const float top = warp_max(lane < k ? logit : -INFINITY);
   const float power = lane < k ? expf(logit - top) : 0.0f;
   const float weight = power / warp_sum(power);
   int place = 0;  // among the row's experts in ascending order
+#pragma unroll 1
   for (int other = 0; other < k; ++other) {
     const int id = __shfl_sync(kAllLanes, expert, other);
     if (id < expert || (id == expert && other < lane)) ++place;
@@ -205,7 +257,15 @@ __device__ __forceinline__ void route(const RoutingArgs& args, Routing& routing)
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int num_warps = static_cast<int>(blockDim.x) / kWarp;
 #pragma unroll 1
-  for (int row = warp; row < args.num_rows; row += num_warps) route_row(args, row, routing);
+  for (int row = warp; row < args.num_rows; row += num_warps) {
+    if (args.num_experts <= kWarp) {
+      route_row<1>(args, row, routing);
+    } else if (args.num_experts <= 4 * kWarp) {
+      route_row<4>(args, row, routing);
+    } else {
+      route_row<kMaxExpertsPerLane>(args, row, routing);
+    }
+  }
   __syncthreads();  // every row's experts, before they are listed
   if (warp == 0) list_items(args, routing);
   __syncthreads();  // the list, before it is read

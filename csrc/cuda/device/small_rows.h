@@ -35,8 +35,8 @@ __device__ __forceinline__ void copy_rows(std::uint8_t* activations, const __nv_
 }
 
 // The same for rows that lie in fragment order, [..][num_pairs * 32] with 0 past the columns, to
-// [num_rows][activation_row_bytes(num_pairs)].
-template <class RowOf>
+// [num_rows][activation_row_bytes(num_pairs)], by the block's first kThreads threads.
+template <int kThreads, class RowOf>
 __device__ __forceinline__ void copy_fragments(std::uint8_t* activations, const __nv_bfloat16* x,
                                                int num_pairs, int num_rows, const RowOf& row_of) {
   const std::uint32_t row_bytes = activation_row_bytes(num_pairs);
@@ -45,7 +45,7 @@ __device__ __forceinline__ void copy_fragments(std::uint8_t* activations, const 
     const __nv_bfloat16* from =
         x + static_cast<std::int64_t>(row_of(row)) * num_pairs * kPairColumns;
     std::uint8_t* to = activations + static_cast<std::uint32_t>(row) * row_bytes;
-    for (int i = static_cast<int>(threadIdx.x); i < quarters; i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < quarters; i += kThreads) {
       ptx::cp_async_16(to + 16 * i, from + 8 * i);
     }
   }
@@ -75,9 +75,16 @@ template <class Load>
 __device__ __forceinline__ float norm_factor(int hidden, float eps, const Load& load) {
   const int tiles = hidden / kTileRows;
   float sum = 0.0f;
-#pragma unroll 8
-  for (int tile = static_cast<int>(threadIdx.x % kWarp); tile < tiles; tile += kWarp) {
-    sum += load(tile);
+  constexpr int kAtOnce = 8;
+#pragma unroll 1
+  for (int first = static_cast<int>(threadIdx.x % kWarp); first < tiles; first += kAtOnce * kWarp) {
+    float parts[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      parts[i] = first + i * kWarp < tiles ? load(first + i * kWarp) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) sum += parts[i];
   }
   return rsqrtf(warp_sum(sum) / static_cast<float>(hidden) + eps);
 }

@@ -21,17 +21,17 @@ __global__ void __launch_bounds__(kExpertThreads, 1)
     const int row = item.row_of(token);
     return row * k + routing.choice_of(row, item.expert);
   };
-  clear_routing(args.routing, routing);
   ExpertStream<kTokens, kCopy> stream(args.weight, routing, smem);
-  __syncthreads();  // barriers and routing, before they are used
   ptx::launch_dependents();
-  // The kernel that added up the router's sums had ended when gate_up let this one begin.
-  route(args.routing, routing);
+  ptx::wait_for_dependencies();
+  take_routing(routing, args.buffers.routing);
+  __syncthreads();  // barriers and routing, before they are used
   stream.deal();
   if (threadIdx.x < kMxWarps * kWarp) {
-    stream.multiply(args.buffers.h, slot_of, [] { ptx::wait_for_dependencies(); });
+    stream.multiply(args.buffers.h, slot_of);
+  } else if (threadIdx.x / kWarp == kExpertFillWarp) {
+    stream.fill();
   } else {
-    ptx::wait_for_dependencies();  // the sums are read by the kernel before until it ends
     const int channel = static_cast<int>(threadIdx.x % kTileRows);
     stream.finish(
         [&](const ExpertRows& item, int tile) {
@@ -69,12 +69,13 @@ __global__ void __launch_bounds__(kCombineThreads)
   float value = 0.0f;
   if (there) {
     const float residual = __ldcg(args.buffers.residual + at);
+    const Routing& routing = *static_cast<const Routing*>(args.buffers.routing);
     const float* sums = args.buffers.expert_sums + static_cast<std::int64_t>(row) * k * hidden;
     float total = 0.0f;
     if (has_experts) {
 #pragma unroll 4
       for (int choice = 0; choice < k; ++choice) {
-        total += __ldcg(args.buffers.expert_weights + row * k + choice) *
+        total += __ldcg(&routing.weight[row][choice]) *
                  __ldcg(sums + static_cast<std::int64_t>(choice) * hidden + channel);
       }
     }

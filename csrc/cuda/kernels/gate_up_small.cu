@@ -53,15 +53,6 @@ __device__ __forceinline__ void finish_unit(const GateUpSmallArgs& args, const R
   }
 }
 
-// For combine_small, which adds the experts up.
-__device__ __forceinline__ void put_weights(const GateUpSmallArgs& args, const Routing& routing) {
-  const int k = args.routing.experts_per_token;
-  for (int i = static_cast<int>(threadIdx.x); i < args.routing.num_rows * k;
-       i += static_cast<int>(blockDim.x)) {
-    args.buffers.expert_weights[i] = routing.weight[i / k][i % k];
-  }
-}
-
 template <int kTokens, RingCopy kCopy>
 __global__ void __launch_bounds__(kExpertThreads, 1)
     gate_up_small_kernel(const __grid_constant__ GateUpSmallArgs args) {
@@ -70,22 +61,26 @@ __global__ void __launch_bounds__(kExpertThreads, 1)
   clear_routing(args.routing, routing);
   ExpertStream<kTokens, kCopy> stream(args.weight, routing, smem);
   __syncthreads();  // barriers and routing, before they are used
+  ptx::launch_dependents();
   ptx::wait_for_dependencies();
-  ptx::launch_dependents();  // after the wait: down reads the router's sums before its own
   route(args.routing, routing);
   stream.deal();
   if (threadIdx.x < kMxWarps * kWarp) {
-    stream.multiply(
-        args.buffers.expert_xs,
-        [](const ExpertRows& item, int token) { return item.row_of(token); }, [] {});
+    stream.multiply(args.buffers.expert_xs,
+                    [](const ExpertRows& item, int token) { return item.row_of(token); });
+  } else if (threadIdx.x / kWarp == kExpertFillWarp) {
+    stream.fill();
   } else {
+    if (blockIdx.x == 0) {
+      put_routing(args.buffers.routing, routing, static_cast<int>(threadIdx.x) - kMxWarps * kWarp,
+                  kFinishWarps * kWarp);
+    }
     stream.finish(
         [&](const ExpertRows& item, int tile) { return bias_of(args, item.expert, tile); },
         [&](const OutputBias& bias, const ExpertRows& item, int tile, const auto& sums) {
           finish_unit(args, routing, bias, item, tile, sums);
         });
   }
-  if (blockIdx.x == 0) put_weights(args, routing);
 }
 
 }  // namespace

@@ -11,47 +11,55 @@
 namespace gptoss::cuda {
 namespace {
 
-// Adds the products of 16 channels of xs with the router's columns; `tiles` [columns][16] float32.
-__device__ __forceinline__ void add_router(const OutSmallArgs& args, const float* tiles,
-                                           int first_unit, int count, int first_row, int num_rows) {
-  const int num_items = count * num_rows * args.num_experts;
-  for (int i = static_cast<int>(threadIdx.x); i < num_items; i += static_cast<int>(blockDim.x)) {
-    const int expert = i % args.num_experts;
-    const int column = i / args.num_experts;
-    const int tile = StagedVector::tile(first_unit + column / num_rows);
-    const int row = first_row + column % num_rows;
-    const auto* weights = reinterpret_cast<const uint4*>(
+// The router's weights of one expert and one tile of channels.
+struct RouterWeights {
+  uint4 packed[2];
+
+  __device__ void load(const OutSmallArgs& args, int unit, int expert) {
+    const auto* from = reinterpret_cast<const uint4*>(
         args.router_by_channel +
-        (static_cast<std::int64_t>(tile) * args.num_experts + expert) * kTileRows);
-    const uint4 packed[2] = {__ldg(weights), __ldg(weights + 1)};
+        (static_cast<std::int64_t>(StagedVector::tile(unit)) * args.num_experts + expert) *
+            kTileRows);
+    packed[0] = __ldg(from);
+    packed[1] = __ldg(from + 1);
+  }
+  __device__ float times(const float* x) const {
     const auto* words = reinterpret_cast<const std::uint32_t*>(packed);
-    const float* x = tiles + column * kTileRows;
     float sum = 0.0f;
 #pragma unroll
     for (int pair = 0; pair < kTileRows / 2; ++pair) {
       sum = fmaf(__uint_as_float(words[pair] << 16), x[2 * pair], sum);
       sum = fmaf(__uint_as_float(words[pair] & 0xffff0000u), x[2 * pair + 1], sum);
     }
-    if (fabsf(sum) < kRouterLimit) {
-      atomicAdd(
-          args.buffers.router.sums + static_cast<std::int64_t>(row) * args.num_experts + expert,
-          static_cast<unsigned long long>(__float2ll_rn(sum * kRouterUnits)));
-    } else {  // too large, infinite or NaN
-      atomicOr(args.buffers.router.not_finite + row, 1u);
-    }
+    return sum;
   }
-}
+};
 
-// The block's part of the router's matrix, before it is needed.
-__device__ __forceinline__ void prefetch_router(const OutSmallArgs& args, int num_units) {
-  constexpr int kLine = 128 / static_cast<int>(sizeof(__nv_bfloat16));
-  const int tile_values = args.num_experts * kTileRows;
-  for (int unit = 0; unit < min(num_units, kStagedUnits); ++unit) {
-    const __nv_bfloat16* from =
-        args.router_by_channel + static_cast<std::int64_t>(StagedVector::tile(unit)) * tile_values;
-    for (int i = static_cast<int>(threadIdx.x) * kLine; i < tile_values;
-         i += static_cast<int>(blockDim.x) * kLine) {
-      ptx::prefetch_l2(from + i);
+// Adds the products of some tiles of xs with the router's columns; `tiles` [columns][16] float32. A
+// thread has an expert and a tile, `held` its weights if the tile is one of the first.
+__device__ __forceinline__ void add_router(const OutSmallArgs& args, const RouterWeights& held,
+                                           const float* tiles, int first_unit, int count,
+                                           int first_row, int num_rows) {
+  const int num_items = count * args.num_experts;
+  const int row_step = max(1, static_cast<int>(blockDim.x) / num_items);
+  for (int i = static_cast<int>(threadIdx.x); i < num_items * row_step;
+       i += static_cast<int>(blockDim.x)) {
+    const int item = i % num_items;
+    const int unit = item / args.num_experts;
+    const int expert = item % args.num_experts;
+    RouterWeights weights = held;
+    if (first_unit != 0 || i != static_cast<int>(threadIdx.x)) {
+      weights.load(args, first_unit + unit, expert);
+    }
+    for (int row = i / num_items; row < num_rows; row += row_step) {
+      const float sum = weights.times(tiles + (unit * num_rows + row) * kTileRows);
+      if (fabsf(sum) < kRouterLimit) {
+        atomicAdd(args.buffers.router.sums +
+                      static_cast<std::int64_t>(first_row + row) * args.num_experts + expert,
+                  static_cast<unsigned long long>(__float2ll_rn(sum * kRouterUnits)));
+      } else {  // too large, infinite or NaN
+        atomicOr(args.buffers.router.not_finite + first_row + row, 1u);
+      }
     }
   }
 }
@@ -81,7 +89,11 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
   ptx::launch_dependents();
   bias.load(args.bias, num_units);
   scale.load(args.next_norm, num_units);
-  prefetch_router(args, num_units);
+  // Of the units that finish together first, as add_router deals them out.
+  RouterWeights router;
+  const int first_items = min(num_units, max(1, kShareColumns / num_rows)) * args.num_experts;
+  const int item = static_cast<int>(threadIdx.x) % max(1, first_items);
+  if (first_items > 0) router.load(args, item / args.num_experts, item % args.num_experts);
   ptx::wait_for_dependencies();
 
   const auto residual_of = [&](int unit, int row, int channel) {
@@ -122,7 +134,7 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
               __float2bfloat16(x * kMxActivationFactor);
         });
         __syncthreads();  // the block's channels of xs, before the router reads them
-        add_router(args, tiles, first_unit, count, first_row, num_rows);
+        add_router(args, router, tiles, first_unit, count, first_row, num_rows);
       });
 }
 

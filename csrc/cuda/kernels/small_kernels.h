@@ -27,6 +27,8 @@ struct RouterSums {
   unsigned* not_finite = nullptr;      // [kSmallRows]
 };
 
+constexpr std::size_t kRoutingBytes = 8192;
+
 struct SmallBuffers {
   float* residual = nullptr;    // [kSmallRows][hidden]
   __nv_bfloat16* xs = nullptr;  // [kSmallRows][hidden], for q, k, v and the logits
@@ -39,7 +41,7 @@ struct SmallBuffers {
   __nv_bfloat16* attention = nullptr;  // [kSmallRows][num_heads * 64]
   __nv_bfloat16* h = nullptr;          // [kSmallRows * experts_per_token][intermediate likewise]
   float* expert_sums = nullptr;        // [kSmallRows * experts_per_token][hidden], of down
-  float* expert_weights = nullptr;     // [kSmallRows * experts_per_token], experts ascending
+  void* routing = nullptr;             // kRoutingBytes: the layer's, of gate_up for down
   RouterSums router;
 };
 
@@ -75,7 +77,7 @@ struct OutSmallArgs {
 void out_small(const OutSmallArgs& args, const DeviceInfo& device, Dependence dependence,
                cudaStream_t stream);
 
-// How gate_up and down find each row's experts, each block for itself.
+// How gate_up finds each row's experts, each block for itself.
 struct RoutingArgs {
   const std::int32_t* positions;  // [num_rows]; rows with a negative one have no experts
   const std::int32_t* forced;     // [num_rows][experts_per_token] or null
