@@ -20,7 +20,7 @@ constexpr int kMxPiece = 4;      // 256 columns, 2.1 KB
 constexpr int kMxStages = 3;
 // Beside the warps that multiply experts' weights, those that finish what they have multiplied.
 constexpr int kFinishWarps = 4;
-constexpr int kExpertGroups = 4;                    // of warps that multiply, each a tile at a time
+constexpr int kExpertGroups = 4;  // of warps that multiply, each a tile at a time
 constexpr int kExpertFillWarp = kMxWarps + kFinishWarps;  // and the one that asks for weights
 constexpr int kExpertThreads = (kExpertFillWarp + 1) * kWarp;
 
