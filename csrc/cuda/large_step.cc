@@ -217,6 +217,7 @@ void LargeStep::moe_block(const StepView& step, std::size_t layer, cudaStream_t 
   product.output = TileOutput::kStore;
   product.out = buffers_.expert_out;
   product.out_stride = c.hidden_size;
+  product.tiles_ready = true;
   linear_mxfp4(product, device_, stream);
   const bool last = layer + 1 == model_.layers.size();
   moe_combine({.expert_out = buffers_.expert_out,

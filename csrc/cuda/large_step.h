@@ -1,6 +1,6 @@
 // A forward step of more than kSmallRows rows: every product on the tensor cores, tokens sorted by
-// expert. A row's results depend on its sequence alone, not on what else is in the batch, and are
-// the same every time.
+// expert. Results are the same every time; a row's depend on its sequence and on how many rows the
+// batch has (which chooses the kernels and the order of their sums), not on what those are.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -57,6 +57,17 @@ CUtensorMap token_tensor_map(const void* data, std::int64_t rows, std::int64_t c
                 CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
+CUtensorMap token_chunks_tensor_map(const void* data, std::int64_t rows, std::int64_t cols,
+                                    std::uint32_t box_rows, std::uint32_t box_chunks) {
+  constexpr cuuint32_t kBoxCols = 64;  // 128 bytes, the width of the swizzle
+  const cuuint64_t sizes[] = {kBoxCols, static_cast<cuuint64_t>(rows),
+                              static_cast<cuuint64_t>(cols) / kBoxCols};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(cols) * 2, kBoxCols * 2};
+  const cuuint32_t box[] = {kBoxCols, box_rows, box_chunks};
+  return encode(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, data, sizes, strides, box,
+                CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
 CUtensorMap weight_tensor_map(const DenseTiles& weight, std::uint32_t box_tiles) {
   constexpr cuuint64_t kTileWords = kDenseTileBytes / 8;
   const cuuint64_t words = static_cast<cuuint64_t>(weight.k_tiles()) * kTileWords;

@@ -14,6 +14,10 @@ namespace gptoss::cuda {
 // wgmma reads: inside 1,024 bytes (8 rows of 128), 16-byte unit u of row r lies at u ^ r.
 CUtensorMap token_tensor_map(const void* data, std::int64_t rows, std::int64_t cols,
                              std::uint32_t box_rows);
+// The same in pieces of 64 columns, a divisor of cols: boxes of box_rows rows by box_chunks pieces,
+// one after another, coordinates (0, row, piece).
+CUtensorMap token_chunks_tensor_map(const void* data, std::int64_t rows, std::int64_t cols,
+                                    std::uint32_t box_rows, std::uint32_t box_chunks);
 // Boxes of box_tiles row tiles by 64 columns (4 k tiles), coordinates (256 * stage, row tile), as
 // 8-byte elements.
 CUtensorMap weight_tensor_map(const DenseTiles& weight, std::uint32_t box_tiles);

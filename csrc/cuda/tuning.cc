@@ -40,11 +40,13 @@ DenseTiling dense_tiling(std::int64_t rows, std::int32_t num_tokens, const Devic
 std::int32_t expert_tile_tokens(std::int32_t num_slots, std::int32_t num_experts,
                                 const DeviceInfo& device) {
   constexpr std::int32_t kPortable = 128;
+  constexpr std::int32_t kFew = 64;
   constexpr std::int32_t kWide = 256;
   if (!has_wgmma(device)) return kPortable;
-  // Up to 48 tokens an expert its weights' bytes are the time: four warpgroups decode them.
+  // Up to 48 tokens an expert its weights' bytes are the time: kernels that decode them fast.
   const std::int32_t mean = num_slots / std::min(num_experts, num_slots);
-  return mean <= 48 ? kLeastTileTokens : kWide;
+  if (mean <= 8) return kLeastTileTokens;
+  return mean <= 48 ? kFew : kWide;
 }
 
 }  // namespace gptoss::cuda

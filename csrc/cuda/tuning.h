@@ -24,6 +24,6 @@ DenseTiling dense_tiling(std::int64_t rows, std::int32_t num_tokens, const Devic
 // Most tokens of an expert's tile, when num_slots rows go to num_experts experts.
 std::int32_t expert_tile_tokens(std::int32_t num_slots, std::int32_t num_experts,
                                 const DeviceInfo& device);
-constexpr std::int32_t kLeastTileTokens = 64;  // of what expert_tile_tokens gives
+constexpr std::int32_t kLeastTileTokens = 16;  // of what expert_tile_tokens gives
 
 }  // namespace gptoss::cuda

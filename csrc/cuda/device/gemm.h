@@ -32,10 +32,13 @@ struct TokenTiles {
 
 struct GemmArgs {
   TokenTiles tiles;
-  std::int32_t num_stages;  // 64 columns each
+  std::int32_t num_stages;  // 64 columns each, or twice as many (gemm_few_sm90.h)
   std::int32_t row_tiles;   // of one expert's matrix
   std::int32_t row_blocks;  // tiles of the grid along the rows
   std::int32_t box_tokens;  // rows of a token box, a divisor of kMaxTokens
+  // No kernel that may still be running writes the list of tiles (or there is none): the weights of
+  // the first stages can be asked for.
+  bool early = false;
   TileOutputArgs output;
 };
 

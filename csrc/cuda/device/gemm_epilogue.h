@@ -30,8 +30,25 @@ __device__ __forceinline__ float swiglu(float gate, float up, float limit, float
   return __fdividef(gate, 1.0f + __expf(-alpha * gate)) * (up + 1.0f);
 }
 
+// The biases of this lane's rows of a tile, g and g + 8: asked for well before they are added,
+// and rounded up from bf16 only then, or that would wait for them.
+struct BiasPair {
+  __nv_bfloat16 low = __nv_bfloat16(0.0f);
+  __nv_bfloat16 high = __nv_bfloat16(0.0f);
+};
+__device__ __forceinline__ BiasPair load_bias(const TileOutputArgs& args, std::int32_t expert,
+                                              std::int32_t row_tile) {
+  BiasPair bias;
+  if (args.bias == nullptr) return bias;
+  const std::int32_t row = row_tile * kTileRows + static_cast<int>(threadIdx.x) % kWarp / 4;
+  const __nv_bfloat16* b = args.bias + static_cast<std::int64_t>(expert) * args.rows + row;
+  if (row < args.rows) bias.low = b[0];
+  if (row + 8 < args.rows) bias.high = b[8];
+  return bias;
+}
+
 template <TileOutput kOutput, int kEights>
-__device__ __forceinline__ void write_tile(const TileOutputArgs& args, std::int32_t expert,
+__device__ __forceinline__ void write_tile(const TileOutputArgs& args, BiasPair biases,
                                            std::int32_t row_tile, std::int32_t first_token,
                                            std::int32_t num_tokens, const float (&d)[4 * kEights]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -39,12 +56,7 @@ __device__ __forceinline__ void write_tile(const TileOutputArgs& args, std::int3
   const int q = lane % 4;
   const std::int32_t row = row_tile * kTileRows + g;
   const bool has_row[2] = {row < args.rows, row + 8 < args.rows};
-  float bias[2] = {0.0f, 0.0f};
-  if (args.bias != nullptr) {
-    const __nv_bfloat16* b = args.bias + static_cast<std::int64_t>(expert) * args.rows + row;
-    if (has_row[0]) bias[0] = __bfloat162float(b[0]);
-    if (has_row[1]) bias[1] = __bfloat162float(b[8]);
-  }
+  const float bias[2] = {__bfloat162float(biases.low), __bfloat162float(biases.high)};
   if constexpr (kOutput == TileOutput::kSwiglu) {
     // Transposed, a lane has two neighbouring outputs of one token.
     auto* out = static_cast<__nv_bfloat16*>(args.out) + (first_token + g) * args.out_stride +

@@ -163,8 +163,9 @@ __device__ __forceinline__ void mma_gemm_block(const MmaGemmArgs& args) {
     const std::int32_t skipped = warp_tokens * Shape::kWarpTokens;
 #pragma unroll
     for (int tile = 0; tile < Shape::kWarpTiles; ++tile) {
+      const std::int32_t out_tile = first_tile + warp_rows * Shape::kWarpTiles + tile;
       write_tile<kOutput, Shape::kWarpTokens / 8>(
-          args.gemm.output, tokens.expert, first_tile + warp_rows * Shape::kWarpTiles + tile,
+          args.gemm.output, load_bias(args.gemm.output, tokens.expert, out_tile), out_tile,
           tokens.begin + skipped, tokens.count - skipped, d[tile]);
     }
   }

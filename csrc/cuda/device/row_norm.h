@@ -44,17 +44,23 @@ __device__ __forceinline__ float squares(float4 v) {
   return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
 }
 
+__device__ __forceinline__ float inverse_rms(float square_sum, float eps, std::int32_t hidden) {
+  return 1.0f / sqrtf(square_sum / static_cast<float>(hidden) + eps);
+}
+__device__ __forceinline__ float4 scaled(float4 v, float inverse, float4 scale) {
+  return make_float4(v.x * inverse * scale.x, v.y * inverse * scale.y, v.z * inverse * scale.z,
+                     v.w * inverse * scale.w);
+}
+
 // `row` (global or shared, written by this thread's own vectors) to `out`.
 template <typename Out>
 __device__ __forceinline__ void write_normalised(const float* row, float square_sum, float eps,
                                                  std::int32_t hidden, const __nv_bfloat16* scale,
                                                  Out* out) {
-  const float inverse = 1.0f / sqrtf(square_sum / static_cast<float>(hidden) + eps);
+  const float inverse = inverse_rms(square_sum, eps, hidden);
   for (std::int32_t i = threadIdx.x; i < hidden / 4; i += kRowThreads) {
     const float4 v = *reinterpret_cast<const float4*>(row + 4 * i);
-    const float4 s = load_four(scale + 4 * i);
-    store_four(out + 4 * i, make_float4(v.x * inverse * s.x, v.y * inverse * s.y,
-                                        v.z * inverse * s.z, v.w * inverse * s.w));
+    store_four(out + 4 * i, scaled(v, inverse, load_four(scale + 4 * i)));
   }
 }
 

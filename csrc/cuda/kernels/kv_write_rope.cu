@@ -4,6 +4,7 @@
 // bytes for it; positions' angles come from cache.
 #include "cuda/device/softmax.h"
 #include "cuda/kernels/attention.h"
+#include "cuda/launch.h"
 #include "cuda/layout.h"
 #include "cuda/ptx/dependent_launch.h"
 
@@ -60,6 +61,7 @@ __device__ __nv_bfloat16* slot_of(const KvWriteArgs<In>& args, int row, int posi
 template <typename In>
 __global__ void __launch_bounds__(kThreads)
     kv_write_rope_kernel(const __grid_constant__ KvWriteArgs<In> args) {
+  ptx::wait_for_dependencies();
   ptx::launch_dependents();
   const int heads = args.num_heads + 2 * args.num_kv_heads;
   const std::int64_t index = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -98,9 +100,9 @@ template <typename In>
 void kv_write_rope(const KvWriteArgs<In>& args, cudaStream_t stream) {
   const std::int64_t threads =
       std::int64_t{args.step.num_rows} * (args.num_heads + 2 * args.num_kv_heads) * kTilesOfHead;
-  const auto blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-  kv_write_rope_kernel<In><<<blocks, kThreads, 0, stream>>>(args);
-  check_launch("kv_write");
+  launch(kv_write_rope_kernel<In>,
+         {.blocks = static_cast<int>((threads + kThreads - 1) / kThreads), .threads = kThreads},
+         args, "kv_write", stream);
 }
 template void kv_write_rope(const KvWriteArgs<float>&, cudaStream_t);
 template void kv_write_rope(const KvWriteArgs<__nv_bfloat16>&, cudaStream_t);

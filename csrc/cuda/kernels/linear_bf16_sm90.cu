@@ -13,9 +13,9 @@
 namespace gptoss::cuda {
 namespace {
 
-using WideShape = GemmShape<WeightFormat::kBf16, 2, 256, 32, 1>;
-using MiddleShape = GemmShape<WeightFormat::kBf16, 1, 128, 32, 1>;
-using NarrowShape = GemmShape<WeightFormat::kBf16, 1, 64, 16, 1>;
+using WideShape = GemmShape<WeightFormat::kBf16, 2, 256, 32>;
+using MiddleShape = GemmShape<WeightFormat::kBf16, 1, 128, 32>;
+using NarrowShape = GemmShape<WeightFormat::kBf16, 1, 64, 16>;
 
 template <class Shape, TileOutput kOutput>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
@@ -39,6 +39,7 @@ void launch_shape(const DenseProduct& product, std::int32_t tile_tokens, const D
           .row_tiles = static_cast<std::int32_t>(product.weight.row_tiles()),
           .row_blocks = static_cast<std::int32_t>(row_blocks),
           .box_tokens = tile_tokens,
+          .early = true,
           .output = {.out = product.out,
                      .out_stride = product.out_stride,
                      .bias = product.bias,

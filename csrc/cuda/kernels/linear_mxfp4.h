@@ -27,6 +27,8 @@ struct ExpertProduct {
   std::int64_t out_stride;
   float swiglu_limit;
   float swiglu_alpha;
+  // The kernel before this one writes neither tiles nor num_tiles, and began after who did.
+  bool tiles_ready = false;
 };
 
 void linear_mxfp4(const ExpertProduct& product, const DeviceInfo& device, cudaStream_t stream);

@@ -1,8 +1,11 @@
-// linear_mxfp4 on Hopper: expert products with MXFP4 weights by wgmma and TMA (gemm_sm90.h), to
-// float32 [slots][rows] or through swiglu to bf16 [slots][rows / 2]. 2 * slots * rows * cols
-// operations, 17 bytes for 32 weights. Many tokens an expert: tiles of 128 rows by up to 256
-// tokens; few: 256 rows by up to 64, four warpgroups to decode what memory brings.
+// linear_mxfp4 on Hopper: expert products with MXFP4 weights, to float32 [slots][rows] or through
+// swiglu to bf16 [slots][rows / 2]. 2 * slots * rows * cols operations, 17 bytes for 32 weights.
+// Many tokens an expert: tiles of 128 rows by up to 256 tokens (gemm_sm90.h). Few: up to 256 rows
+// by up to 64, four warpgroups to decode what memory brings (gemm_few_sm90.h). A handful: up to 128
+// rows by up to 16, by mma.sync, as many warps as fit (gemm_stream_sm90.h).
+#include "cuda/device/gemm_few_sm90.h"
 #include "cuda/device/gemm_sm90.h"
+#include "cuda/device/gemm_stream_sm90.h"
 #include "cuda/kernels/linear_mxfp4.h"
 #include "cuda/launch.h"
 #include "cuda/tensor_map.h"
@@ -11,47 +14,87 @@
 namespace gptoss::cuda {
 namespace {
 
-using WideShape = GemmShape<WeightFormat::kMxfp4, 2, 256, 32, 1>;
-using NarrowShape = GemmShape<WeightFormat::kMxfp4, 4, 64, 16, 2>;
+using WideShape = GemmShape<WeightFormat::kMxfp4, 2, 256, 32>;
 
-template <class Shape, TileOutput kOutput>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
+template <TileOutput kOutput>
+__global__ void __launch_bounds__(WideShape::kThreads, 1)
     linear_mxfp4_sm90_kernel(const __grid_constant__ MappedGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  gemm_block<Shape, kOutput>(args);
+  gemm_block<WideShape, kOutput>(args);
 #endif
 }
 
-template <class Shape, TileOutput kOutput>
-void launch_shape(const ExpertProduct& product, const DeviceInfo& device, cudaStream_t stream) {
+template <TileOutput kOutput>
+__global__ void __launch_bounds__(FewShape::kThreads, 1)
+    linear_mxfp4_few_sm90_kernel(const __grid_constant__ MappedGemmArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  gemm_few_block<kOutput>(args);
+#endif
+}
+
+template <TileOutput kOutput>
+__global__ void __launch_bounds__(StreamShape::kThreads, 1)
+    linear_mxfp4_stream_sm90_kernel(const __grid_constant__ StreamArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  gemm_stream_block<kOutput>(args);
+#endif
+}
+
+// Blocks along the rows are of `row_tiles` tiles, stages of `chunks` times 64 columns.
+GemmArgs gemm_arguments(const ExpertProduct& product, std::int32_t row_tiles, std::int32_t chunks,
+                        std::int32_t box_tokens) {
   const MxTiles& weight = product.weight;
-  const MappedGemmArgs args{
-      .weight_map = weight_tensor_map(weight, Shape::kRowTiles, Shape::kChunks),
-      .token_map = token_tensor_map(product.x, product.num_slots, weight.cols, Shape::kGranule),
-      .gemm = {
-          .tiles = {product.tiles, product.num_tiles, 0, 0},
-          .num_stages = static_cast<std::int32_t>(tiles_along(weight.k_chunks(), Shape::kChunks)),
+  return {.tiles = {product.tiles, product.num_tiles, 0, 0},
+          .num_stages = static_cast<std::int32_t>(tiles_along(weight.k_chunks(), chunks)),
           .row_tiles = static_cast<std::int32_t>(weight.row_tiles()),
-          .row_blocks =
-              static_cast<std::int32_t>(tiles_along(weight.row_tiles(), Shape::kRowTiles)),
-          .box_tokens = Shape::kGranule,
+          .row_blocks = static_cast<std::int32_t>(tiles_along(weight.row_tiles(), row_tiles)),
+          .box_tokens = box_tokens,
+          .early = product.tiles_ready,
           .output = {.out = product.out,
                      .out_stride = product.out_stride,
                      .bias = product.bias,
                      .rows = static_cast<std::int32_t>(weight.rows),
                      .swiglu_limit = product.swiglu_limit,
-                     .swiglu_alpha = product.swiglu_alpha}}};
-  launch(linear_mxfp4_sm90_kernel<Shape, kOutput>,
-         {.blocks = device.num_sms, .threads = Shape::kThreads, .smem = Shape::kSmemBytes}, args,
-         "linear_mxfp4", stream);
+                     .swiglu_alpha = product.swiglu_alpha}};
 }
 
 template <class Shape>
+CUtensorMap token_map(const ExpertProduct& product) {
+  return token_tensor_map(product.x, product.num_slots, product.weight.cols, Shape::kGranule);
+}
+
+template <class Shape>
+LaunchShape launch_shape(const DeviceInfo& device) {
+  return {.blocks = device.num_sms, .threads = Shape::kThreads, .smem = Shape::kSmemBytes};
+}
+
+template <TileOutput kOutput>
 void launch_output(const ExpertProduct& product, const DeviceInfo& device, cudaStream_t stream) {
-  if (product.output == TileOutput::kSwiglu) {
-    launch_shape<Shape, TileOutput::kSwiglu>(product, device, stream);
+  const MxTiles& weight = product.weight;
+  if (product.tile_tokens <= StreamShape::kMaxTokens && weight.cols % kMxChunk == 0) {
+    const StreamArgs args{
+        .token_map = token_chunks_tensor_map(product.x, product.num_slots, weight.cols,
+                                             StreamShape::kMaxTokens, StreamShape::kChunks),
+        .weights = weight.data,
+        .num_chunks = static_cast<std::int32_t>(weight.k_chunks()),
+        .gemm = gemm_arguments(product, 1, StreamShape::kChunks, StreamShape::kMaxTokens)};
+    launch(linear_mxfp4_stream_sm90_kernel<kOutput>, launch_shape<StreamShape>(device), args,
+           "linear_mxfp4", stream);
+  } else if (product.tile_tokens <= FewShape::kMaxTokens) {
+    const MappedGemmArgs args{
+        .weight_map = weight_tensor_map(weight, FewShape::kUnitTiles, FewShape::kChunks),
+        .token_map = token_map<FewShape>(product),
+        .gemm =
+            gemm_arguments(product, FewShape::kUnitTiles, FewShape::kChunks, FewShape::kGranule)};
+    launch(linear_mxfp4_few_sm90_kernel<kOutput>, launch_shape<FewShape>(device), args,
+           "linear_mxfp4", stream);
   } else {
-    launch_shape<Shape, TileOutput::kStore>(product, device, stream);
+    const MappedGemmArgs args{
+        .weight_map = weight_tensor_map(weight, WideShape::kRowTiles, 1),
+        .token_map = token_map<WideShape>(product),
+        .gemm = gemm_arguments(product, WideShape::kRowTiles, 1, WideShape::kGranule)};
+    launch(linear_mxfp4_sm90_kernel<kOutput>, launch_shape<WideShape>(device), args, "linear_mxfp4",
+           stream);
   }
 }
 
@@ -66,10 +109,10 @@ bool supports_linear_mxfp4_sm90(const ExpertProduct& product, const DeviceInfo& 
 
 void linear_mxfp4_sm90(const ExpertProduct& product, const DeviceInfo& device,
                        cudaStream_t stream) {
-  if (product.tile_tokens <= NarrowShape::kMaxTokens) {
-    launch_output<NarrowShape>(product, device, stream);
+  if (product.output == TileOutput::kSwiglu) {
+    launch_output<TileOutput::kSwiglu>(product, device, stream);
   } else {
-    launch_output<WideShape>(product, device, stream);
+    launch_output<TileOutput::kStore>(product, device, stream);
   }
 }
 

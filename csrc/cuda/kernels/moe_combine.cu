@@ -40,36 +40,60 @@ __device__ __forceinline__ float4 combine_four(const CombineArgs& args, std::int
 
 __global__ void __launch_bounds__(kRowThreads) moe_combine_kernel(const CombineArgs args) {
   __shared__ float scratch[kRowThreads / 32];
+  // The first of a row stay in registers, all of most models' rows; a longer one is read again.
+  constexpr std::int32_t kHeld = 3;
+  const auto thread = static_cast<std::int32_t>(threadIdx.x);
+  const std::int32_t fours = args.hidden / 4;
+  const bool norms = args.norm_scale != nullptr;
+  float4 scales[kHeld] = {};
+  if (norms) {  // no kernel writes them
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      const std::int32_t i = thread + j * kRowThreads;
+      if (i < fours) scales[j] = load_four(args.norm_scale + 4 * i);
+    }
+  }
   ptx::wait_for_dependencies();
   ptx::launch_dependents();
   const std::int64_t row = blockIdx.x;
   const std::int64_t first_slot = row * args.experts_per_token;
   float* residual = args.residual + row * args.hidden;
-  const std::int32_t fours = args.hidden / 4;
-  float square_sum = 0.0f;
-  // All of most models' rows is on its way at once.
-  constexpr std::int32_t kAtOnce = 3;
-  for (auto first = static_cast<std::int32_t>(threadIdx.x); first < fours;
-       first += kAtOnce * kRowThreads) {
-    float4 now[kAtOnce];
+  const auto add = [&](std::int32_t i) {
+    const float4 old = *reinterpret_cast<const float4*>(residual + 4 * i);
+    const float4 sum = combine_four(args, first_slot, i);
+    return make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
+  };
+  float4 held[kHeld];
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const std::int32_t i = first + j * kRowThreads < fours ? first + j * kRowThreads : first;
-      const float4 old = *reinterpret_cast<const float4*>(residual + 4 * i);
-      const float4 sum = combine_four(args, first_slot, i);
-      now[j] = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const std::int32_t i = first + j * kRowThreads;
-      if (i >= fours) break;
-      store_four(residual + 4 * i, now[j]);
-      square_sum += squares(now[j]);
-    }
+  for (int j = 0; j < kHeld; ++j) {
+    const std::int32_t i = thread + j * kRowThreads;
+    held[j] = add(i < fours ? i : thread % fours);
   }
-  if (args.norm_scale == nullptr) return;
-  write_normalised(residual, block_sum(square_sum, scratch), args.norm_eps, args.hidden,
-                   args.norm_scale, args.xs + row * args.hidden);
+  float square_sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    const std::int32_t i = thread + j * kRowThreads;
+    if (i >= fours) break;
+    store_four(residual + 4 * i, held[j]);
+    square_sum += squares(held[j]);
+  }
+  for (std::int32_t i = thread + kHeld * kRowThreads; i < fours; i += kRowThreads) {
+    const float4 now = add(i);
+    store_four(residual + 4 * i, now);
+    square_sum += squares(now);
+  }
+  if (!norms) return;
+  const float inverse = inverse_rms(block_sum(square_sum, scratch), args.norm_eps, args.hidden);
+  __nv_bfloat16* xs = args.xs + row * args.hidden;
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    const std::int32_t i = thread + j * kRowThreads;
+    if (i < fours) store_four(xs + 4 * i, scaled(held[j], inverse, scales[j]));
+  }
+  for (std::int32_t i = thread + kHeld * kRowThreads; i < fours; i += kRowThreads) {
+    const float4 v = *reinterpret_cast<const float4*>(residual + 4 * i);
+    store_four(xs + 4 * i, scaled(v, inverse, load_four(args.norm_scale + 4 * i)));
+  }
 }
 
 }  // namespace

@@ -2,10 +2,10 @@
 // float32 [rows][hidden] to xs bf16 [rows][hidden], expert_ids and weights [rows][k]. Reads 4 and
 // writes 2 bytes a channel of a row, reads the router's 2 * experts * hidden once for eight rows.
 //
-// Eight rows at a time, as many as mma.sync has columns. Where there are clusters, eight blocks
-// share them: each has an eighth of the channels, so that the router's matrix is read by the whole
-// device even where rows are few, and chooses for one of the rows. Sums run over the parts of the
-// channels in order: a row's results do not depend on the batch.
+// Eight rows at a time, as many as mma.sync has columns. Where rows are few and there are clusters,
+// eight blocks share them: each has an eighth of the channels, so that the router's matrix is read
+// by the whole device, and chooses for one of the rows. Sums run over the parts of the channels in
+// order.
 #include "cuda/device/choose_experts.h"
 #include "cuda/device/row_norm.h"
 #include "cuda/kernels/router_topk.h"
@@ -118,11 +118,10 @@ __device__ __forceinline__ void norm_row(const RouteArgs& args, const Channels& 
 #pragma unroll
     for (int rank = 0; rank < kRanks; ++rank) sum += __shfl_sync(kAllLanes, part, rank);
   }
-  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(hidden) + args.eps);
+  const float inverse = inverse_rms(sum, args.eps, hidden);
   __nv_bfloat16* xs = args.xs + (there ? row * hidden : 0) + channels.first();
   const auto write = [&](std::int32_t i, float4 v, float4 s) {
-    const float4 y = make_float4(v.x * inverse * s.x, v.y * inverse * s.y, v.z * inverse * s.z,
-                                 v.w * inverse * s.w);
+    const float4 y = scaled(v, inverse, s);
     store_four(reinterpret_cast<__nv_bfloat16*>(out) + 4 * i, y);
     if (there) store_four(xs + 4 * i, y);
   };
@@ -269,7 +268,9 @@ void norm_and_route(const RouteArgs& args, const DeviceInfo& device, cudaStream_
   GPTOSS_REQUIRE(InvalidArgument, args.router.cols % kTileK == 0,
                  "[router_topk] expected a multiple of 16 channels, got ", args.router.cols,
                  "; use the CPU for others");
-  if (device.compute_capability >= 90) {
+  // H200: 64 rows 6 us with clusters and 13 without, 2,048 rows 42 and 21.
+  constexpr std::int32_t kRowsForClusters = 1024;
+  if (device.compute_capability >= 90 && args.num_rows <= kRowsForClusters) {
     launch_ranks<kMaxRanks>(args, stream);
   } else {
     launch_ranks<1>(args, stream);

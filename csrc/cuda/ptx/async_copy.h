@@ -53,6 +53,18 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, std:
 #endif
 }
 
+// The same by addresses in the shared window (mbarrier.h).
+__device__ __forceinline__ void bulk_copy(std::uint32_t shared, const void* global,
+                                          std::uint32_t bytes, std::uint32_t mbarrier) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared),
+      "l"(global), "r"(bytes), "r"(mbarrier)
+      : "memory");
+#endif
+}
+
 // Asks for `bytes` (a multiple of 16) to be brought into L2.
 __device__ __forceinline__ void bulk_prefetch_l2(const void* global, std::uint32_t bytes) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

@@ -30,6 +30,11 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// Until here a register that running products read holds what it held.
+__device__ __forceinline__ void wgmma_keep(std::uint32_t operand) {
+  asm volatile("" ::"r"(operand) : "memory");
+}
+
 // Where B begins, as descriptors count: a multiple of 1,024 bytes, plus 2 for every 16 columns.
 __device__ __forceinline__ std::uint32_t wgmma_descriptor_address(std::uint32_t shared_address) {
   constexpr std::uint32_t kUnused = 1u << 16;  // the leading stride, which the swizzle implies
