@@ -81,8 +81,12 @@ def test_forced_experts_leave_rounding_alone(
             found = session._core.forward_forced(tokens, experts)
         with shared_model("float32", shape=shape).session() as session:
             exact = session._core.forward_forced(tokens, experts)
+        with shared_model("bf16", shape=shape).session() as session:
+            cpu = session._core.forward_forced(tokens, experts)
         error = relative_error(found, exact)
-        assert error.max() < 0.05, (length, error.max())
+        other = relative_error(cpu, exact)
+        # Random experts can cancel out: what a row then amplifies, it amplifies on the CPU, too.
+        assert error.max() < max(0.05, 2.0 * other.max()), (length, error.max(), other.max())
         assert np.median(error) < 0.02, (length, np.median(error))
 
 

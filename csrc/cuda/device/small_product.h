@@ -174,22 +174,6 @@ class MxProduct<1> {
                                            const uint4* const (&x)[1], int first_record) {
     const uint4* from = x[0] + first_record * 8;
     if (from != loaded_) load(from, num_records);
-    multiply_held<kRecords>(records, num_records);
-  }
-
-  // `mine`: what the lane has of block lane / 4 of a piece (0 where the piece has no such block),
-  // kept for multiply_held.
-  __device__ __forceinline__ void hold(const uint4& mine) {
-    const int column = static_cast<int>(threadIdx.x % kWarp) / 4;
-#pragma unroll
-    for (int block = 0; block < 2 * kMxMostRecords; ++block) {
-      x_[block] = block == column ? mine : uint4{0, 0, 0, 0};
-    }
-  }
-
-  // A tile's records of the piece whose activations are held.
-  template <int kRecords>
-  __device__ __forceinline__ void multiply_held(const std::uint8_t* records, int num_records) {
     static_assert(kRecords <= kMxMostRecords);
     const int lane = static_cast<int>(threadIdx.x % kWarp);
     float sums[2][4] = {};  // of alternate records: a product does not wait for the one before
@@ -244,7 +228,10 @@ class MxProduct<1> {
     const int column = static_cast<int>(threadIdx.x % kWarp) / 4;
     uint4 mine{0, 0, 0, 0};
     if (column < 2 * num_records) mine = from[column * 4];
-    hold(mine);
+#pragma unroll
+    for (int block = 0; block < 2 * kMxMostRecords; ++block) {
+      x_[block] = block == column ? mine : uint4{0, 0, 0, 0};
+    }
   }
 
   const uint4* loaded_ = nullptr;
