@@ -25,8 +25,8 @@ from reference.op_support import (
 from tolerances import EPS_F32, TINY_F32, assert_within
 
 ALPHA, LIMIT = 1.702, 7.0
-# exp(89) is beyond float32: such a gate's sigmoid, below 2^-126, may become zero; on CUDA a quotient
-# by more than 2^126 = exp(87.3) does.
+# exp(89) is beyond float32: such a gate's sigmoid, below 2^-126, may become zero; on CUDA a
+# quotient by more than 2^126 = exp(87.3) does.
 LARGEST_EXPONENT = 87.0
 
 
