@@ -144,6 +144,9 @@ class ExpertStream {
       (kShares + kFinishWarps * kSlotFloats * 4 + 127) / 128 * 128;
   // Rows that lie there together: an item's at least.
   static constexpr int kRowsStaged = kTokens == 1 ? 4 : kTokensAtOnce;
+  static_assert(Stream::kRingBytes == ChunkStream<kGroups>::kRingBytes &&
+                    Stream::kBarrierBytes <= ChunkStream<kGroups>::kBarrierBytes,
+                "expert_smem_bytes serves both streams");
   static constexpr std::size_t bytes(int num_pairs) {
     return kRows + static_cast<std::size_t>(kRowsStaged) * activation_row_bytes(num_pairs);
   }

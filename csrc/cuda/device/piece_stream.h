@@ -20,7 +20,9 @@ class PieceStream {
   static_assert(kMxWarps % kGroups == 0);
   static constexpr int kGroupWarps = kMxWarps / kGroups;
   static constexpr std::uint32_t kPieceBytes = kMxPiece * kMxRecordBytes;
-  static constexpr std::uint32_t kBarrierBytes = kMxWarps * kMxStages * 8;
+  // None: copies that a thread waits for itself. (The host asks for ChunkStream's bytes, which must
+  // not be fewer.)
+  static constexpr std::uint32_t kBarrierBytes = 0;
   static constexpr std::uint32_t kRingBytes = kMxWarps * kMxStages * kPieceBytes;
 
   __device__ PieceStream(std::uint8_t* barriers, std::uint8_t* ring, int columns)
