@@ -116,12 +116,13 @@ def test_what_lies_within_the_noise_of_both_is_called_so() -> None:
 
 
 def test_runs_of_the_same_thing_rarely_differ_beyond_their_noise(rng: np.random.Generator) -> None:
-    # Medians of 15 lie within half a quartile distance of the truth nearly always.
+    # Medians of 15 lie within half a quartile distance of the truth nearly always: about one pair
+    # in fifteen differs, so 36 of 200 is more than six deviations off.
     differing = 0
     for _ in range(200):
         first, second = (line(*np.exp(rng.normal(0, 0.1, 15))) for _ in range(2))
         differing += not Comparison(first, second).is_noise
-    assert differing < 20
+    assert differing < 36
 
 
 def test_lines_of_one_run_only_are_left_out() -> None:
