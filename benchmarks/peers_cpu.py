@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpt_oss_native.bench.alone import alone
 from gpt_oss_native.bench.lines import Line, read_lines, write_lines
 from gpt_oss_native.bench.machine import OthersWatch, describe_machine
 from gpt_oss_native.bench.run import header
@@ -269,7 +270,7 @@ def time_slice(arguments: argparse.Namespace) -> int:
         raise SystemExit("24 layers: one at a time, --who engine or --who llama")
     head = header(describe_machine(), {"engine": "", "threads": arguments.threads})
     faults = 0
-    with Slice(arguments) as measured:
+    with alone(sys.stderr.write), Slice(arguments) as measured:
         for name in arguments.only:  # written as they come: a call may be cut short
             measured.lines.clear()
             SLICES[name](measured)

@@ -184,7 +184,7 @@ def arguments(*words: str) -> argparse.Namespace:
     add_measuring_options(parser)
     add_output_options(parser)
     parser.set_defaults(device="cpu", isa=None, threads=1, repeats=1)
-    return parser.parse_args(words)
+    return parser.parse_args(["--beside", *words])
 
 
 def test_ops_by_name_and_filter_make_a_table_and_a_file(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ MISTAKES = {
     "logprobs without json": (("generate", "--logprobs", "2", "hi"), 2),
     "special without raw": (("generate", "--special", "hi"), 2),
     "nothing to measure": (("bench", "--prefill", "0", "--decode", "0"), 2),
+    "an empty batch": (("bench", "--batch", "0", "--prefill", "0"), 2),
+    "states that are no directory": (("bench", "--states", __file__), 2),
     "no repeats": (("bench", "--repeats", "0"), 2),
     "beyond the context": (("bench", "--depth", "131072"), 2),
     "unknown preset": (("synthesize", "--preset", "7b", "x"), 2),
@@ -231,11 +233,12 @@ def test_synthesize_refuses_a_directory_in_use(run: Run, tiny: str) -> None:
 
 def test_bench_prints_a_table_and_json_lines(run: Run, tiny: str) -> None:
     args = ("bench", "-m", tiny, "--prefill", "40", "--decode", "5", "--depth", "70", "--repeats")
-    result = run(*args, "2", "--threads", "1")
+    args += ("2", "--threads", "1", "--beside")
+    result = run(*args)
     assert (result.code, result.err) == (0, "")
     assert "tokens/s" in result.out
     assert "zone (decode)" in result.out
-    result = run(*args, "2", "--threads", "1", "--json")
+    result = run(*args, "--json")
     prefill, decode = (json.loads(line) for line in result.out.splitlines())
     assert (prefill["op"], prefill["tokens"], prefill["depth"]) == ("prefill", 40, 70)
     assert (decode["op"], decode["tokens"], decode["depth"]) == ("decode", 5, 70)
@@ -246,3 +249,23 @@ def test_bench_prints_a_table_and_json_lines(run: Run, tiny: str) -> None:
     assert decode["bytes_per_second"] == pytest.approx(
         decode["token_bytes"] * decode["tokens_per_second"]
     )
+
+
+def test_bench_measures_batches_beside_one(run: Run, tiny: str) -> None:
+    args = ("bench", "-m", tiny, "--prefill", "0", "--decode", "3", "--batch", "1", "2", "4")
+    args += ("--repeats", "1", "--threads", "1", "--beside")
+    result = run(*args)
+    assert (result.code, result.err) == (0, "")
+    assert "decode x 4" in result.out
+    assert "zone (decode x 2)" in result.out
+    lines = [json.loads(line) for line in run(*args, "--json").out.splitlines()]
+    assert [(line["op"], line["tokens"]) for line in lines] == [
+        ("decode", 3),
+        ("decode x 2", 6),
+        ("decode x 4", 12),
+    ]
+    for line in lines:
+        assert line["bytes_per_second"] == pytest.approx(
+            line["token_bytes"] * line["tokens_per_second"]
+        )
+    assert lines[0]["token_bytes"] > lines[1]["token_bytes"]

@@ -7,7 +7,12 @@ from pathlib import Path
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """How ops are measured."""
+    """How ops are measured, and whether beside another benchmark."""
+    parser.add_argument(
+        "--beside",
+        action="store_true",
+        help="measure at once where another benchmark runs, and say so, instead of waiting for it",
+    )
     group = parser.add_argument_group("ops")
     group.add_argument(
         "--filter",

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from .machine import OthersWatch, last_level_cache_bytes
 
 _MIN_SWEEP_BYTES = 1 << 30
 _TOUCHED = "experts touched"  # how the trace calls their number
+_KEPT_DEPTH = 1024
 _SWEEP_CACHES = 4  # a sweep over so many last-level caches comes from memory
 
 
@@ -95,8 +97,10 @@ class ModelBench:
 class ModelBencher:
     """Measures one loaded model. ``precision`` and ``dense`` are those it was loaded with.
 
-    Prompts are random ids from ``seed``. Raises InvalidArgument for counts out of range or beyond
-    the context.
+    Prompts are random ids from ``seed``. Sessions at a depth are kept in the directory ``states``,
+    if given, for this run and others: tens of thousands of tokens take minutes. Raises
+    InvalidArgument for counts out of range or beyond the context, and where ``states`` is no
+    directory or holds a session of another model.
     """
 
     def __init__(
@@ -108,14 +112,18 @@ class ModelBencher:
         num_threads: int = 0,
         repeats: int = 3,
         seed: int = 0,
+        states: Path | None = None,
     ) -> None:
         if repeats < 1:
             raise InvalidArgument(f"[bench] repeats: expected 1 or more, got {repeats}")
+        if states is not None and not states.is_dir():
+            raise InvalidArgument(f"[bench] states: expected a directory, got {states}")
         self._model = model
         self._precision = precision
         self._dense = dense
         self._num_threads = num_threads
         self._repeats = repeats
+        self._states = states
         self._random = np.random.default_rng(seed)
 
     def prefill(self, tokens: int, *, depth: int = 0) -> ModelBench:
@@ -287,11 +295,26 @@ class ModelBencher:
                 f"[bench] expected depth and tokens within the context of "
                 f"{self._model.config.max_context}, got {depth} and {room}"
             )
-        session = self._model.session(max_tokens=depth + room)
+        saved = self._state(depth)
+        if saved is not None and saved.exists():
+            session = self._model.restore(saved)
+        else:
+            whole = depth + room if saved is None else self._model.config.max_context
+            session = self._model.session(max_tokens=whole)
+            if depth:
+                session.forward(self._prompt(depth), logits="none")
+            if saved is not None:
+                session.save(saved)
         if depth:
-            session.forward(self._prompt(depth), logits="none")
             session.mark()
         return session
+
+    def _state(self, depth: int) -> Path | None:
+        """Where a session of ``depth`` tokens is kept; a few are soon computed."""
+        if self._states is None or depth < _KEPT_DEPTH:
+            return None
+        name = f"{self._model.checkpoint.directory.name}-{self._dense}-{self._precision}-{depth}"
+        return self._states / f"{name}.session"
 
     def _prompt(self, count: int) -> list[int]:
         ids: list[int] = self._random.integers(0, self._model.config.vocab_size, count).tolist()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgument
+from .alone import BESIDE, alone
 from .arguments import add_measuring_options, add_output_options
 from .compare import compare, comparison_table
 from .harness import Harness, Settings
@@ -70,10 +71,12 @@ def run_ops(names: Sequence[str], arguments: argparse.Namespace, write: Write) -
         )
     )
     as_json = arguments.json == "-"
-    lines = list(_shown(harness.run(cases), as_json, write))
+    with alone(sys.stderr.write, wait=not arguments.beside) as is_alone:
+        lines = list(_shown(harness.run(cases), as_json, write))
+        conditions = {**harness.conditions, "alone": is_alone}
     if not as_json:
-        _write_table(lines, harness.conditions, write)
-    keep(lines, arguments, harness.conditions)
+        _write_table(lines, conditions, write)
+    keep(lines, arguments, conditions)
     return 0
 
 
@@ -132,6 +135,8 @@ def heading(machine: dict[str, Any], conditions: dict[str, Any]) -> list[str]:
         f"{conditions['engine']}, {conditions['threads']} threads"
         + (f", caches swept with {swept / 1e6:.0f} MB before each repeat" if swept else ""),
     ]
+    if not conditions.get("alone", True):
+        texts.append(BESIDE)
     peaks = conditions.get("peaks")
     if peaks:
         rates = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in peaks.items())

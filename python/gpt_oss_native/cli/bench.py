@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgument
@@ -21,6 +22,9 @@ repeats; the zones come from one more run, of the first thread: what it does, an
 waits for the others ("gate_up: wait"). --ops measures ops at the shapes of both published models
 instead, cold, beside the read bandwidth and the arithmetic peak of the same run; it takes minutes:
 name ops, or --filter. --compare says which lines of two --json files differ by more than noise.
+With --batch, "decode x N" is a step of N sessions, one random token each, its bytes those of the
+experts that these tokens chose. A depth of tens of thousands is computed before it is measured:
+--states keeps it. A second benchmark on the machine waits for the first.
 """
 
 
@@ -67,6 +71,12 @@ def add_parser(commands: options.Commands) -> None:
         metavar="N",
         help="sessions that decode together (default: 1)",
     )
+    parser.add_argument(
+        "--states",
+        type=Path,
+        metavar="DIR",
+        help="keep sessions at a depth there, so that the next run need not compute them",
+    )
     parser.add_argument("--repeats", type=int, metavar="N", help="default: 3, for ops 15")
     parser.add_argument(
         "--ops", nargs="*", metavar="OP", help="measure ops, all or those named, not a model"
@@ -94,19 +104,24 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_model(args: argparse.Namespace) -> int:
     from ..bench import run as bench_run
+    from ..bench.alone import alone
     from ..bench.model import ModelBencher
     from ..bench.process import process_use
 
     counts = [n for n in (*args.prefill, *args.decode) if n > 0]
     if not counts:
         raise InvalidArgument("[bench] expected tokens to measure, --prefill and --decode are 0")
-    with options.load_model(args) as model:
+    with (
+        options.load_model(args) as model,
+        alone(sys.stderr.write, wait=not args.beside) as is_alone,
+    ):
         bencher = ModelBencher(
             model,
             precision=args.precision,
             dense=args.dense,
             num_threads=args.threads or 0,
             repeats=3 if args.repeats is None else args.repeats,
+            states=args.states,
         )
         results = list(_results(bencher, args))
         memory = process_use()
@@ -114,8 +129,8 @@ def _run_model(args: argparse.Namespace) -> int:
     if args.json == "-":
         sys.stdout.writelines(line.json() + "\n" for line in lines)
     else:
-        sys.stdout.write(_report(results, memory))
-    bench_run.keep(lines, args, {"engine": results[0].engine})
+        sys.stdout.write(_report(results, memory, is_alone=is_alone))
+    bench_run.keep(lines, args, {"engine": results[0].engine, "alone": is_alone})
     return 0
 
 
@@ -132,7 +147,8 @@ def _results(bencher: ModelBencher, args: argparse.Namespace) -> Iterator[ModelB
                     yield bencher.decode_batch(batch, count, depth=depth)
 
 
-def _report(results: Sequence[ModelBench], memory: ProcessUse | None) -> str:
+def _report(results: Sequence[ModelBench], memory: ProcessUse | None, *, is_alone: bool) -> str:
+    from ..bench.alone import BESIDE
     from .terminal import size, table
 
     first = results[0]
@@ -140,6 +156,8 @@ def _report(results: Sequence[ModelBench], memory: ProcessUse | None) -> str:
     bandwidths = [r.read_bytes_per_second for r in results if r.read_bytes_per_second]
     if bandwidths:
         blocks.append(f"  read bandwidth {bandwidths[0] / 1e9:.1f} GB/s, measured in turn")
+    if not is_alone:
+        blocks.append(f"  {BESIDE}")
     busy = max((r.others or 0.0 for r in results), default=0.0)
     if busy >= 0.05:
         blocks.append(f"  other programs kept up to {busy:.2f} CPUs busy meanwhile")
