@@ -85,7 +85,11 @@ class OpTable {
   // With activations as the device likes them, float32 or bf16; and with float32 ones, as routers
   // and precision="float32" want them.
   virtual void linear_bf16(const LinearBf16Args& args) = 0;
-  virtual void linear_bf16_float32(const LinearBf16Args& args) { linear_bf16(args); }
+  virtual void linear_bf16_float32(const LinearBf16Args&) {
+    throw InvalidArgument(
+        "[linear] expected a device that keeps activations in float32, such as 'cpu', got "
+        "precision='float32'; use device='cpu'");
+  }
   // The same product with weights repacked to int8 first, as dense="int8" does at load, and x
   // quantised to 15 bits.
   virtual void linear_int8(const LinearBf16Args& args) = 0;

@@ -75,14 +75,20 @@ class Ops {
   }
 
   void linear(const Array& x, const Array& weight, const std::optional<Array>& bias,
-              bool accumulate, bool int8, const Array& out) {
+              bool accumulate, bool int8, const Array& out, bool float32) {
     const auto view = matrix_of<const float>(x, "linear", "x");
     const auto w = matrix_of<const bf16>(weight, "linear", "weight", -1, view.cols);
     if (int8) multiple_of(view.cols, kMxBlock, "linear_int8", "columns");
+    GPTOSS_REQUIRE(InvalidArgument, !(int8 && float32),
+                   "[linear] expected dense='bf16' with precision='float32', got dense='int8'; its "
+                   "activations are integers");
     const LinearBf16Args args{
         view, w, bias ? vector_of<const bf16>(*bias, "linear", "bias", w.rows) : nullptr,
         epilogue_of(accumulate), matrix_of<float>(out, "linear", "out", view.rows, w.rows)};
-    run([&](OpTable& table) { int8 ? table.linear_int8(args) : table.linear_bf16(args); });
+    run([&](OpTable& table) {
+      if (int8) return table.linear_int8(args);
+      float32 ? table.linear_bf16_float32(args) : table.linear_bf16(args);
+    });
   }
 
   void quantize_int8(const Array& x, const Array& q, const Array& scales) {
@@ -257,7 +263,7 @@ void bind_ops(py::module_& module) {
       .def("rms_norm", &Ops::rms_norm, py::arg("x"), py::arg("scale"), py::arg("eps"),
            py::arg("out"))
       .def("linear", &Ops::linear, py::arg("x"), py::arg("weight"), py::arg("bias"),
-           py::arg("accumulate"), py::arg("int8"), py::arg("out"))
+           py::arg("accumulate"), py::arg("int8"), py::arg("out"), py::arg("float32") = false)
       .def("quantize_int8", &Ops::quantize_int8, py::arg("x"), py::arg("q"), py::arg("scales"))
       .def("quantize_int15", &Ops::quantize_int15, py::arg("x"), py::arg("codes"),
            py::arg("scales"))

@@ -90,6 +90,14 @@ def kernel_seconds(
     return _table(isa, threads, device).kernel_seconds()
 
 
+def _is_float32(op: str, precision: str) -> bool:
+    if precision not in ("default", "float32"):
+        raise InvalidArgument(
+            f"[{op}] precision: expected 'default' or 'float32', got {precision!r}"
+        )
+    return precision == "float32"
+
+
 def _rows_and_cols(op: str, name: str, array: npt.NDArray[Any]) -> tuple[int, int]:
     """The shape of a matrix, which outputs are made from; the core checks all the rest."""
     if array.ndim != 2:
@@ -145,6 +153,7 @@ def linear(
     bias: Bf16Array | None = None,
     *,
     dense: str = "bf16",
+    precision: str = "default",
     add_to: FloatArray | None = None,
     isa: str | None = None,
     threads: int = 0,
@@ -154,7 +163,8 @@ def linear(
 
     x [num_tokens][cols], weight [rows][cols] bf16, bias [rows] bf16. ``dense="int8"`` repacks the
     weights to int8 with a scale every 32 values first, as loading with that option does, and takes
-    x in 15 bits (`quantize_int15`).
+    x in 15 bits (`quantize_int15`). ``precision="float32"`` keeps the activations in float32, as
+    routers have them, where the default rounds them to bf16 (AMX tiles, CUDA); with bf16 weights.
     """
     if dense not in ("bf16", "int8"):
         raise InvalidArgument(f"[linear] dense: expected 'bf16' or 'int8', got {dense!r}")
@@ -163,8 +173,9 @@ def linear(
         _rows_and_cols("linear", "weight", weight)[0],
     )
     out: FloatArray = _empty(x, (num_tokens, rows)) if add_to is None else add_to
+    float32 = _is_float32("linear", precision)
     _table_of(x, isa, threads, device).linear(
-        x, weight, bias, add_to is not None, dense == "int8", out
+        x, weight, bias, add_to is not None, dense == "int8", out, float32
     )
     return out
 
@@ -219,10 +230,7 @@ def linear_mxfp4(
     microscaling 1.0, low nibble first), bias [rows] bf16. ``precision="float32"`` keeps the
     activations in float32; the default quantises them to int8 in blocks of 32.
     """
-    if precision not in ("default", "float32"):
-        raise InvalidArgument(
-            f"[linear_mxfp4] precision: expected 'default' or 'float32', got {precision!r}"
-        )
+    is_float32 = _is_float32("linear_mxfp4", precision)
     if x_rows is None:
         x_rows = np.arange(_rows_and_cols("linear_mxfp4", "x", x)[0], dtype=np.int32)
     if out_rows is None:
@@ -230,7 +238,7 @@ def linear_mxfp4(
     if out is None:
         out = _empty(x, (len(x_rows), len(blocks)))
     table = _table_of(x, isa, threads, device)
-    table.linear_mxfp4(x, blocks, scales, bias, x_rows, out_rows, precision == "default", out)
+    table.linear_mxfp4(x, blocks, scales, bias, x_rows, out_rows, not is_float32, out)
     return out
 
 

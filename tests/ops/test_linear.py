@@ -117,6 +117,33 @@ def test_linear_takes_any_number_of_columns_in_bf16(
     check_against_reference(out.values(), x, weight, None, dense="bf16", isa=device_isa)
 
 
+@given(seed=seeds, tokens=token_counts, rows=st.integers(1, 90), cols=st.integers(1, 600))
+@examples(20)
+def test_linear_in_float32_rounds_no_activation_on_any_instruction_set(
+    device_isa: str, seed: int, tokens: int, rows: int, cols: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x, weight, bias = normal(rng, tokens, cols), normal_bf16(rng, rows, cols), None
+    if rows % 2:
+        bias = normal_bf16(rng, rows)
+    out = Output(tokens, rows, padding=3)
+    args = (strided(x, padding=5), unaligned_rows(weight, padding=3), bias, False, False)
+    table(device_isa, 2).linear(*args, out.view, True)
+    # The bound of the instruction sets that never round them, on all.
+    check_against_reference(out.values(), x, weight, bias, dense="bf16", isa="scalar")
+    keywords = {"precision": "float32", "isa": device_isa, "threads": 1}
+    whole = ops.linear(x, weight, bias, **keywords)
+    assert_same_bits(whole, out.values(), "strided, 2 threads")
+    assert_same_bits(ops.linear(x[-1:], weight, bias, **keywords), whole[-1:], "alone")
+    residual = normal(rng, tokens, rows, scale=50.0)
+    expected = residual + whole
+    found = ops.linear(x, weight, bias, add_to=residual, **keywords)
+    assert found is residual
+    assert_same_bits(found, expected, "residual")
+    if device_isa != "amx":
+        assert_same_bits(ops.linear(x, weight, bias, isa=device_isa), whole, "the default")
+
+
 @pytest.mark.parametrize("case", SMALL_LINEAR, ids=lambda case: case.name)
 @pytest.mark.parametrize("dense", DENSE)
 def test_linear_agrees_with_the_reference_on_the_shared_cases(
@@ -362,5 +389,8 @@ def test_linear_refuses_arguments_that_do_not_fit(device_isa: str) -> None:
     odd = (x[:, :48], w[:, :48].copy(), b, False, True, out.view)
     assert_refused(call, *odd, match="multiple of 32")
     out.assert_untouched()
-    with pytest.raises(InvalidArgument, match="dense"):
-        ops.linear(x, w, b, dense="int4")
+    for keywords in ({"dense": "int4"}, {"dense": "int8", "precision": "float32"}):
+        with pytest.raises(InvalidArgument, match="dense"):
+            ops.linear(x, w, b, **keywords)
+    with pytest.raises(InvalidArgument, match="precision"):
+        ops.linear(x, w, b, precision="double")
