@@ -26,37 +26,86 @@ Range rows_within(const DenseMatrix& matrix, std::int64_t first, Range bytes) {
 void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& step) {
   const LayerWeights& w = weights_.layers[layer];
   const DenseLayer& dense = dense_.layers[layer];
-  Worker& worker = step.worker;
 
   step.zone.next("rms_norm");
   const Activations x = normalised(w.attn_norm, dense_forms(), step);
 
   step.zone.next("qkv");
-  project_qkv(dense, x, layer, step);
+  const Projection parts[] = {{dense.q, space_.q}, {dense.k, space_.k}, {dense.v, space_.v}};
+  project(parts, x, counter(layer, kQkv), step);
   step.barrier();
 
   step.zone.next("rope");
-  const Range mine = worker.share(step.num_tokens);
-  const auto cos_sin = ActivationBuffer::as_const(space_.cos_sin);
-  kernels_.rope({space_.q, config_.num_heads, cos_sin}, mine);
-  kernels_.rope({space_.k, config_.num_kv_heads, cos_sin}, mine);
+  rotate(space_.q, config_.num_heads, step);
+  rotate(space_.k, config_.num_kv_heads, step);
+  write_keys_and_values(batch, layer, step);
+  step.barrier();
+
+  attend(batch, layer, step);
+}
+
+// The last layer where the logits of few rows are wanted: keys and values of all, all else of
+// those.
+void CpuBackend::last_attention_block(const Batch& batch, std::size_t layer, Step& step) {
+  const LayerWeights& w = weights_.layers[layer];
+  const DenseLayer& dense = dense_.layers[layer];
+
+  step.zone.next("rms_norm");
+  const Activations all = normalised(w.attn_norm, dense_forms(), step);
+  step.zone.next("qkv");
+  const Projection keys_and_values[] = {{dense.k, space_.k}, {dense.v, space_.v}};
+  project(keys_and_values, all, counter(layer, kQkv), step);
+  step.barrier();
+  step.zone.next("rope");
+  rotate(space_.k, config_.num_kv_heads, step);
+  write_keys_and_values(batch, layer, step);
+  step.barrier();
+
+  if (step.worker.index() == 0) keep_wanted_rows();
+  step.barrier();
+  step.num_tokens = wanted_.num_tokens();
+  step.plan = &wanted_plan_;
+  if (step.num_tokens == 0) return;
+
+  step.zone.next("rms_norm");
+  const Activations x = normalised(w.attn_norm, dense_forms(), step);
+  step.zone.next("qkv");
+  const Projection queries[] = {{dense.q, space_.q}};
+  project(queries, x, counter(layer, kQueries), step);
+  step.barrier();
+  step.zone.next("rope");
+  rotate(space_.q, config_.num_heads, step);
+  step.barrier();
+  attend(wanted_, layer, step);
+}
+
+void CpuBackend::rotate(MatrixView<float> x, std::int64_t num_heads, Step& step) {
+  kernels_.rope({x, num_heads, ActivationBuffer::as_const(space_.cos_sin)},
+                step.worker.share(step.num_tokens));
+}
+
+void CpuBackend::write_keys_and_values(const Batch& batch, std::size_t layer, Step& step) {
+  const Range mine = step.worker.share(step.num_tokens);
   for (std::size_t s = 0; s < batch.segments.size(); ++s) {
-    const std::int64_t first = attention_plan_.first_token[s];
+    const std::int64_t first = step.plan->first_token[s];
     const Segment& segment = batch.segments[s];
     const Range own = intersect(mine, {first, first + segment.num_tokens()});
     if (own.size() == 0) continue;
     const auto rows_of = [&](MatrixView<float> view) {
       return MatrixView<const float>{view.row(first), segment.num_tokens(), view.cols, view.stride};
     };
-    kernels_.kv_write({rows_of(space_.k), rows_of(space_.v), segment.position,
-                       attention_plan_.layer_pages(static_cast<std::int64_t>(layer),
-                                                   static_cast<std::int64_t>(s)),
-                       segment.first_page[static_cast<int>(plan_.layer_group[layer])],
-                       config_.num_kv_heads, plan_.dtype},
-                      {own.begin - first, own.end - first});
+    kernels_.kv_write(
+        {rows_of(space_.k), rows_of(space_.v), segment.position,
+         step.plan->layer_pages(static_cast<std::int64_t>(layer), static_cast<std::int64_t>(s)),
+         segment.first_page[static_cast<int>(plan_.layer_group[layer])], config_.num_kv_heads,
+         plan_.dtype},
+        {own.begin - first, own.end - first});
   }
-  step.barrier();
+}
 
+// residual += out(attention(q))
+void CpuBackend::attend(const Batch& batch, std::size_t layer, Step& step) {
+  Worker& worker = step.worker;
   step.zone.next("attention");
   attention(batch, layer, step);
   step.barrier();
@@ -74,41 +123,43 @@ void CpuBackend::attention_block(const Batch& batch, std::size_t layer, Step& st
   }
   for_rows(worker, counter(layer, kOut), step.redundant(), config_.hidden_size,
            dense_unit_rows(config_.hidden_size), [&](Range rows) {
-             linear(kernels_, dense.out, space_.attention.activations(), Epilogue::kAdd,
-                    space_.residual, rows, step.space.kernel_scratch.as<std::byte>());
+             linear(kernels_, dense_.layers[layer].out, space_.attention.activations(),
+                    Epilogue::kAdd, space_.residual, rows,
+                    step.space.kernel_scratch.as<std::byte>());
            });
   step.barrier();
 }
 
 // Tokens are few: an equal share of the bytes, which rows of int8 and of bf16 have not. Else rows
-// from a counter.
-void CpuBackend::project_qkv(const DenseLayer& dense, const Activations& x, std::size_t layer,
-                             Step& step) {
-  const auto part = [&](const DenseMatrix& matrix, Range rows, MatrixView<float> out) {
-    linear(kernels_, matrix, x, Epilogue::kStore, out, rows,
+// from the counter.
+void CpuBackend::project(std::span<const Projection> parts, const Activations& x,
+                         WorkCounter& counter, Step& step) {
+  const auto product = [&](const Projection& part, Range rows) {
+    linear(kernels_, part.matrix, x, Epilogue::kStore, part.out, rows,
            step.space.kernel_scratch.as<std::byte>());
   };
-  const std::int64_t q_rows = dense.q.rows();
-  const std::int64_t k_rows = dense.k.rows();
+  std::int64_t num_rows = 0;
+  std::int64_t num_bytes = 0;
+  for (const Projection& part : parts) {
+    num_rows += part.matrix.rows();
+    num_bytes += part.matrix.rows() * part.matrix.row_bytes();
+  }
   if (step.redundant()) {
-    const std::int64_t q_bytes = q_rows * dense.q.row_bytes();
-    const std::int64_t k_bytes = k_rows * dense.k.row_bytes();
-    const Range bytes = step.worker.share(q_bytes + k_bytes + k_rows * dense.v.row_bytes());
-    part(dense.q, rows_within(dense.q, 0, bytes), space_.q);
-    part(dense.k, rows_within(dense.k, q_bytes, bytes), space_.k);
-    part(dense.v, rows_within(dense.v, q_bytes + k_bytes, bytes), space_.v);
+    const Range bytes = step.worker.share(num_bytes);
+    std::int64_t first = 0;
+    for (const Projection& part : parts) {
+      product(part, rows_within(part.matrix, first, bytes));
+      first += part.matrix.rows() * part.matrix.row_bytes();
+    }
     return;
   }
-  const std::int64_t num_rows = q_rows + 2 * k_rows;
-  const std::int64_t grain = dense_unit_rows(num_rows);
-  for_rows(step.worker, counter(layer, kQkv), false, num_rows, grain, [&](Range rows) {
-    const auto within = [&](std::int64_t first, std::int64_t count) {
-      const Range own = intersect(rows, {first, first + count});
-      return Range{own.begin - first, own.end - first};
-    };
-    part(dense.q, within(0, q_rows), space_.q);
-    part(dense.k, within(q_rows, k_rows), space_.k);
-    part(dense.v, within(q_rows + k_rows, k_rows), space_.v);
+  for_rows(step.worker, counter, false, num_rows, dense_unit_rows(num_rows), [&](Range rows) {
+    std::int64_t first = 0;
+    for (const Projection& part : parts) {
+      const Range own = intersect(rows, {first, first + part.matrix.rows()});
+      product(part, {own.begin - first, own.end - first});
+      first += part.matrix.rows();
+    }
   });
 }
 
@@ -117,12 +168,12 @@ void CpuBackend::attention(const Batch& batch, std::size_t layer, Step& step) {
   const auto args_of = [&](const AttentionTask& task) {
     const std::size_t s = static_cast<std::size_t>(task.segment);
     const Segment& segment = batch.segments[s];
-    const std::int64_t first = attention_plan_.first_token[s];
+    const std::int64_t first = step.plan->first_token[s];
     const std::int64_t count = segment.num_tokens();
     return AttentionArgs{
         .q = {space_.q.row(first), count, space_.q.cols, space_.q.stride},
         .position = segment.position,
-        .pages = attention_plan_.layer_pages(static_cast<std::int64_t>(layer), task.segment),
+        .pages = step.plan->layer_pages(static_cast<std::int64_t>(layer), task.segment),
         .first_page = segment.first_page[static_cast<int>(group)],
         .window = group == KvGroup::kWindow ? plan_.window : 0,
         .sinks = weights_.layers[layer].sinks,
@@ -141,8 +192,8 @@ void CpuBackend::attention(const Batch& batch, std::size_t layer, Step& step) {
     }
   };
   std::byte* scratch = step.space.kernel_scratch.as<std::byte>();
-  AttentionPartial* partials = attention_plan_.partials.data();
-  for_tasks(kAttention, attention_plan_.tasks[static_cast<int>(group)], [&](const auto& task) {
+  AttentionPartial* partials = step.plan->partials.data();
+  for_tasks(kAttention, step.plan->tasks[static_cast<int>(group)], [&](const auto& task) {
     if (task.split == kWhole) {
       kernels_.attention(args_of(task), task.kv_head, task.tokens, scratch);
     } else {
@@ -150,7 +201,7 @@ void CpuBackend::attention(const Batch& batch, std::size_t layer, Step& step) {
                                partials + task.partial, scratch);
     }
   });
-  const auto& merges = attention_plan_.merges[static_cast<int>(group)];
+  const auto& merges = step.plan->merges[static_cast<int>(group)];
   if (merges.empty()) return;
   step.barrier();
   const std::int64_t heads = config_.heads_per_kv_head();

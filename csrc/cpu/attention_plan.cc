@@ -17,7 +17,7 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 }  // namespace
 
 void AttentionPlan::build(const Batch& batch, const KvPlan& plan, const KvStorage& storage,
-                          std::int64_t num_heads, int num_threads) {
+                          std::int64_t num_heads, int num_threads, Range layers) {
   num_segments_ = static_cast<std::int64_t>(batch.segments.size());
   num_partials_ = 0;
   first_token.clear();
@@ -35,7 +35,7 @@ void AttentionPlan::build(const Batch& batch, const KvPlan& plan, const KvStorag
     }
   }
   partials.resize(static_cast<std::size_t>(num_partials_));
-  place_pages(batch, plan, storage);
+  place_pages(batch, plan, storage, layers);
 }
 
 void AttentionPlan::cut_segment(const Segment& segment, std::int32_t index, KvGroup group,
@@ -68,10 +68,12 @@ void AttentionPlan::cut_segment(const Segment& segment, std::int32_t index, KvGr
   }
 }
 
-void AttentionPlan::place_pages(const Batch& batch, const KvPlan& plan, const KvStorage& storage) {
+void AttentionPlan::place_pages(const Batch& batch, const KvPlan& plan, const KvStorage& storage,
+                                Range layers) {
+  first_layer_ = layers.begin;
   pointers_.clear();
   offsets_.clear();
-  for (std::int64_t layer = 0; layer < plan.num_layers; ++layer) {
+  for (std::int64_t layer = layers.begin; layer < layers.end; ++layer) {
     const KvGroup group = plan.layer_group[static_cast<std::size_t>(layer)];
     const std::size_t offset =
         plan.layer_bytes() *

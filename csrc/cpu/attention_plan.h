@@ -31,22 +31,25 @@ struct AttentionPlan {
   std::vector<AttentionPartial> partials;
 
   void build(const Batch& batch, const KvPlan& plan, const KvStorage& storage,
-             std::int64_t num_heads, int num_threads);
+             std::int64_t num_heads, int num_threads, Range layers);
 
-  // Addresses of a segment's pages for one layer, from batch.segments[segment].first_page on.
+  // Addresses of a segment's pages for one of those layers, from batch.segments[segment].first_page
+  // on.
   std::byte* const* layer_pages(std::int64_t layer, std::int64_t segment) const {
-    return pointers_.data() + offsets_[static_cast<std::size_t>(layer * num_segments_ + segment)];
+    const std::int64_t index = (layer - first_layer_) * num_segments_ + segment;
+    return pointers_.data() + offsets_[static_cast<std::size_t>(index)];
   }
 
  private:
-  void place_pages(const Batch& batch, const KvPlan& plan, const KvStorage& storage);
+  void place_pages(const Batch& batch, const KvPlan& plan, const KvStorage& storage, Range layers);
   void cut_segment(const Segment& segment, std::int32_t index, KvGroup group, const KvPlan& plan,
                    std::int64_t num_heads, int num_threads);
 
   std::int64_t num_segments_ = 0;
+  std::int64_t first_layer_ = 0;
   std::int64_t num_partials_ = 0;
   std::vector<std::byte*> pointers_;
-  std::vector<std::size_t> offsets_;  // [num_layers][num_segments]
+  std::vector<std::size_t> offsets_;  // [layers][num_segments]
 };
 
 }  // namespace gptoss::cpu

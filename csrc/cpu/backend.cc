@@ -1,5 +1,6 @@
 // The walk through the layers on the CPU; reads side by side with cuda/backend.cc.
 #include <algorithm>
+#include <numeric>
 
 #include "cpu/cpu_backend.h"
 
@@ -26,7 +27,8 @@ void CpuBackend::prepare(const Batch& batch) {
   const std::int64_t num_tokens = batch.num_tokens();
   space_.ensure(config_, kernels_, dense_forms(), expert_forms(), expert_unit_rows(),
                 pool_.num_threads(), num_tokens, batch.num_logit_rows());
-  attention_plan_.build(batch, plan_, storage_, config_.num_heads, pool_.num_threads());
+  attention_plan_.build(batch, plan_, storage_, config_.num_heads, pool_.num_threads(),
+                        {0, plan_.num_layers});
   for (WorkCounter& counter : counters_) counter.reset();
   logit_rows_.clear();
   std::int64_t row = 0;
@@ -40,17 +42,54 @@ void CpuBackend::prepare(const Batch& batch) {
     }
     row = end;
   }
+  prepare_wanted(batch);
+}
+
+// The rows whose logits are wanted: the last ones of each segment.
+void CpuBackend::prepare_wanted(const Batch& batch) {
+  is_narrowed_ = batch.num_logit_rows() < batch.num_tokens() && batch.forced_experts == nullptr;
+  if (!is_narrowed_) return;
+  wanted_segments_.clear();
+  for (const Segment& segment : batch.segments) {
+    const std::int64_t skipped = segment.num_tokens() - segment.num_logit_rows();
+    if (segment.num_logit_rows() == 0) continue;
+    Segment wanted = segment;
+    wanted.tokens = segment.tokens.subspan(static_cast<std::size_t>(skipped));
+    wanted.position += skipped;
+    wanted_segments_.push_back(wanted);
+  }
+  wanted_ = {.segments = wanted_segments_};
+  wanted_plan_.build(wanted_, plan_, storage_, config_.num_heads, pool_.num_threads(),
+                     {plan_.num_layers - 1, plan_.num_layers});
+}
+
+// By one thread between barriers: moves the wanted rows to the front, and leaves the others away.
+void CpuBackend::keep_wanted_rows() {
+  const auto keep = [&](MatrixView<float> view) {
+    for (std::size_t i = 0; i < logit_rows_.size(); ++i) {
+      std::copy_n(view.row(logit_rows_[i]), view.cols, view.row(static_cast<std::int64_t>(i)));
+    }
+  };
+  keep(space_.residual);
+  keep(space_.cos_sin);
+  std::iota(logit_rows_.begin(), logit_rows_.end(), 0);
+  space_.keep_rows(static_cast<std::int64_t>(logit_rows_.size()));
 }
 
 void CpuBackend::run_layers(const Batch& batch, Worker& worker) {
   Zone zone(worker.index() == 0 ? &trace_ : nullptr, "embed");
   Step step{worker, space_.threads[static_cast<std::size_t>(worker.index())], space_.residual.rows,
-            zone};
+            &attention_plan_, zone};
   kernels_.embed({space_.tokens.data(), weights_.embedding, space_.residual},
                  worker.share(step.num_tokens));
   step.barrier();
   for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
-    attention_block(batch, layer, step);
+    if (is_narrowed_ && layer + 1 == weights_.layers.size()) {
+      last_attention_block(batch, layer, step);
+      if (step.num_tokens == 0) return;
+    } else {
+      attention_block(batch, layer, step);
+    }
     moe_block(batch, layer, step);
   }
   logits(batch, step);

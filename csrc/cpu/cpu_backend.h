@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "backend/backend.h"
@@ -71,17 +72,28 @@ class CpuBackend final : public Backend {
 
  private:
   // One counter a layer for each phase whose work is shared unevenly.
-  enum Phase { kQkv, kAttention, kMerge, kOut, kGateUp, kDown, kNumCounters };
+  enum Phase { kQkv, kQueries, kAttention, kMerge, kOut, kGateUp, kDown, kNumCounters };
   WorkCounter& counter(std::size_t layer, Phase phase) {
     return counters_[layer * kNumCounters + phase];
   }
 
   struct Step;  // one thread's view of a step
+  struct Projection {
+    const DenseMatrix& matrix;
+    MatrixView<float> out;
+  };
 
   void prepare(const Batch& batch);
   void run_layers(const Batch& batch, Worker& worker);
   void attention_block(const Batch& batch, std::size_t layer, Step& step);
-  void project_qkv(const DenseLayer& dense, const Activations& x, std::size_t layer, Step& step);
+  void last_attention_block(const Batch& batch, std::size_t layer, Step& step);
+  void prepare_wanted(const Batch& batch);
+  void keep_wanted_rows();
+  void project(std::span<const Projection> parts, const Activations& x, WorkCounter& counter,
+               Step& step);
+  void rotate(MatrixView<float> x, std::int64_t num_heads, Step& step);
+  void write_keys_and_values(const Batch& batch, std::size_t layer, Step& step);
+  void attend(const Batch& batch, std::size_t layer, Step& step);
   void attention(const Batch& batch, std::size_t layer, Step& step);
   void moe_block(const Batch& batch, std::size_t layer, Step& step);
   void gate_up(std::size_t layer, const Activations& x, const Routing& routing, Step& step);
@@ -132,6 +144,12 @@ class CpuBackend final : public Backend {
   Workspace space_;
   AttentionPlan attention_plan_;
   std::vector<std::int64_t> logit_rows_;  // rows of the batch whose logits are wanted
+  // After the last layer's keys and values only those rows go on, as a batch of their own; unless
+  // they are all.
+  bool is_narrowed_ = false;
+  std::vector<Segment> wanted_segments_;
+  Batch wanted_;
+  AttentionPlan wanted_plan_;
   std::vector<WorkCounter> counters_;
   Trace trace_;
 };
@@ -140,6 +158,7 @@ struct CpuBackend::Step {
   Worker& worker;
   ThreadSpace& space;
   std::int64_t num_tokens;
+  AttentionPlan* plan;
   Zone& zone;
 
   bool redundant() const { return num_tokens <= kRedundantTokens; }

@@ -104,6 +104,17 @@ void Workspace::ensure(const ModelConfig& c, const KernelTable& kernels,
   }
 }
 
+void Workspace::keep_rows(std::int64_t num_tokens) {
+  const std::int64_t per_token = residual.rows > 0 ? expert_out.rows / residual.rows : 0;
+  for (MatrixView<float>* view : {&residual, &q, &k, &v, &cos_sin, &router_logits}) {
+    view->rows = num_tokens;
+  }
+  expert_out.rows = num_tokens * per_token;
+  norm.keep_rows(num_tokens);
+  attention.keep_rows(num_tokens);
+  swiglu.keep_rows(num_tokens * per_token);
+}
+
 std::size_t Workspace::num_bytes() const {
   std::size_t total = floats.num_bytes() + norm.num_bytes() + attention.num_bytes() +
                       swiglu.num_bytes() + final_norm.num_bytes();

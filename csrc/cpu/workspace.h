@@ -30,6 +30,9 @@ class ActivationBuffer {
     result.bf16.rows = rows;
     return result;
   }
+  void keep_rows(std::int64_t count) {  // the first ones
+    values_.rows = int8_.rows = int15_.rows = bf16_.rows = count;
+  }
   std::size_t num_bytes() const { return memory_.num_bytes(); }
 
   static MatrixView<const float> as_const(MatrixView<float> view) {
@@ -82,6 +85,8 @@ struct Workspace {
   void ensure(const ModelConfig& config, const KernelTable& kernels, ActivationForms dense_forms,
               ActivationForms expert_forms, std::int64_t expert_unit_rows, int num_threads,
               std::int64_t num_tokens, std::int64_t num_logit_rows);
+  // Only the first tokens from here on.
+  void keep_rows(std::int64_t num_tokens);
   std::size_t num_bytes() const;
 };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import gpt_oss_native as gon
 import numpy as np
@@ -141,6 +142,53 @@ def test_an_entry_of_a_batch_that_cannot_go_leaves_every_session_as_it_was(
     expected = last_logits(model, [*first, 5])
     for found in model.forward_batch([(a, [5]), (b, [5])]):
         assert_same_bits(found, expected)
+
+
+@forms
+@shapes
+def test_rows_whose_logits_nobody_wants_change_no_bits(
+    form: str, shape: str, device_isa: str, rng: np.random.Generator
+) -> None:
+    model = shared_model(form, shape=shape, isa=device_isa, threads=2)
+    tokens = random_tokens(rng, 420)
+    expected = fresh_logits(model, tokens)
+    for lengths in ([3, 1, 2, 70, 1], [CHUNK // 4, 200], [1, 5, 390]):
+        with model.session() as session:
+            for length in lengths:
+                at = session.position
+                session.forward(tokens[at : at + length], logits="none")
+            at = session.position
+            found = session.forward(tokens[at : at + 4])
+            assert_same_bits(found, expected[at + 3])
+            # What they left in the last layer's cache is what all see that come after.
+            assert_same_bits(
+                session.forward(tokens[at + 4 : at + 9], logits="all")[-1], expected[at + 8]
+            )
+
+
+def test_the_last_layer_computes_only_rows_whose_logits_are_wanted(
+    rng: np.random.Generator,
+) -> None:
+    layers = SHAPES["short_window"].num_hidden_layers
+
+    def calls(logits: Literal["last", "all", "none"]) -> tuple[int, int]:
+        """How often a step walks through the experts, and how many it meets."""
+        with (
+            gon.Model.load(directory(), device="cpu", num_threads=1) as model,
+            model.session() as session,
+        ):
+            model.trace(on=True)
+            session.forward(random_tokens(rng, 60), logits=logits)
+            totals = model.trace_totals()
+        return totals["gate_up"][0], totals["experts touched"][0]
+
+    (whole, all_experts), (last, last_experts), (none, none_experts) = (
+        calls("all"),
+        calls("last"),
+        calls("none"),
+    )
+    assert (whole, last, none) == (layers, layers, layers - 1)
+    assert none_experts < last_experts < all_experts
 
 
 def test_an_empty_batch_gives_nothing() -> None:

@@ -43,7 +43,8 @@ class ModelBench:
         depth: tokens in the cache before.
         seconds: of each repeat, for all ``tokens``.
         tokens_per_second: median.
-        gflops: of prefill, multiply-adds twice, attention's not counted; else None.
+        gflops: of prefill, multiply-adds twice of what cannot be left out, attention's not counted;
+            else None.
         token_bytes: of decode, what one token reads at least: of a batch its part of what a step
             reads, with the experts that its tokens did choose; else None.
         bytes_per_second: of decode, ``token_bytes`` times the median rate; else None.
@@ -145,9 +146,7 @@ class ModelBencher:
             zones = self._traced(run)
             zones.pop(_TOUCHED, None)
         rate = tokens / statistics.median(seconds)
-        report, config = self._model.report(), self._model.config
-        unembedding = config.vocab_size * config.hidden_size
-        flops = 2 * (report.active_parameters - unembedding) * tokens + 2 * unembedding
+        flops = 2 * self._prompt_products(tokens)
         return ModelBench(
             op="prefill",
             **self._identity(),
@@ -253,6 +252,17 @@ class ModelBencher:
             zones=zones,
             others=busy,
         )
+
+    def _prompt_products(self, tokens: int) -> int:
+        """Multiply-adds of a prompt whose last logits are wanted: of the other rows the last layer
+        need not compute more than keys and values."""
+        config = self._model.config
+        hidden = config.hidden_size
+        unembedding = config.vocab_size * hidden
+        whole = self._model.report().active_parameters - unembedding
+        experts = config.experts_per_token * 3 * config.intermediate_size + config.num_experts
+        rest_of_layer = hidden * (2 * config.num_heads * config.head_dim + experts)
+        return whole * tokens + unembedding - rest_of_layer * (tokens - 1)
 
     def _expert_bytes(self) -> int:
         """Of one expert of one layer: both matrices in MXFP4."""
