@@ -53,6 +53,7 @@ CudaBackend::CudaBackend(const ModelConfig& config, const TensorSource& source, 
                           "logits of a step");
   }
   logits_for(kSmallRows);
+  warm_up();
   check(cudaDeviceSynchronize(), "load_model");
 }
 
@@ -60,6 +61,59 @@ CudaBackend::~CudaBackend() {
   if (getpid() != process_) return;  // a child of os.fork has no device to wait for
   cudaSetDevice(device_.index);
   cudaStreamSynchronize(stream_.get());
+}
+
+void CudaBackend::warm_up() {
+  struct Pages {
+    KvStorage& storage;
+    std::vector<PageId> ids[kNumKvGroups];
+    ~Pages() {
+      for (int g = 0; g < kNumKvGroups; ++g) {
+        for (const PageId page : ids[g]) storage.free(static_cast<KvGroup>(g), page);
+      }
+    }
+  };
+  // Numbers of tokens and ways to draw that take kernels of their own; one token so often that it
+  // is a graph then.
+  struct Kind {
+    std::int64_t rows;
+    double temperature = 0;
+    double top_p = 1;
+    std::int64_t top_k = 0;
+  };
+  constexpr Kind kKinds[] = {
+      {1}, {1}, {4, 1}, {kSmallRows / 2, 1, 0.9}, {kSmallRows + 1, 1, 1, 50}, {64}, {512}};
+  const std::int64_t most =
+      std::min(std::ranges::max(kKinds, {}, &Kind::rows).rows, config_.max_context);
+  const std::vector<std::int32_t> tokens(static_cast<std::size_t>(most));
+  Pages pages{storage_, {}};
+  try {
+    for (int g = 0; g < kNumKvGroups; ++g) {
+      if (plan_.num_group_layers[g] == 0) continue;
+      for (std::int64_t page = 0; page < tiles_along(most, kPageTokens); ++page) {
+        pages.ids[g].push_back(storage_.allocate(static_cast<KvGroup>(g)));
+      }
+    }
+  } catch (const OutOfMemory&) {
+    return;  // the caller who needs pages reports it
+  }
+  for (const Kind& kind : kKinds) {
+    DrawOptions options;
+    options.temperature = kind.temperature;
+    options.top_p = kind.top_p;
+    options.top_k = kind.top_k;
+    Segment segment;
+    const auto count = static_cast<std::size_t>(std::min(kind.rows, most));
+    segment.tokens = std::span(tokens).first(count);
+    for (int g = 0; g < kNumKvGroups; ++g) segment.pages[g] = pages.ids[g];
+    segment.logits = LogitsWanted::kDraw;
+    segment.draw = &options;
+    DrawId draw = 0;
+    Batch batch;
+    batch.segments = {&segment, 1};
+    batch.draws = &draw;
+    forward(batch);
+  }
 }
 
 std::string CudaBackend::describe() const {

@@ -62,6 +62,9 @@ class CudaBackend final : public Backend {
   void hand_out(const Batch& batch, const float* logits);
   void copy_rows(const float* from, std::int64_t rows, float* to);
   void next_zone(Zone& zone, const char* name);
+  // Steps of every kind that nobody waits for: the runtime loads a kernel when it is first queued,
+  // 12 ms for those of a first prompt.
+  void warm_up();
 
   const ModelConfig& config_;
   const DeviceInfo device_;

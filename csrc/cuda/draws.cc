@@ -13,7 +13,6 @@ namespace {
 
 constexpr double kLargestWeight = 17592186044416.0;  // 2^44, as in engine/logits.h
 constexpr std::size_t kMasksKept = 4;
-constexpr std::size_t kGraphsKept = 64;
 
 constexpr std::uint32_t tag_of(DrawId draw) {
   return static_cast<std::uint32_t>(draw + 1);
@@ -124,15 +123,9 @@ void Draws::launch(const float* logits, const DrawRow* rows, cudaStream_t stream
 }
 
 void Draws::queue(const float* logits, const DrawRow* rows, cudaStream_t stream) {
-  const Key key{logits, rows, static_cast<std::int32_t>(rows_.size()), kinds_};
-  if (graphs_.size() >= kGraphsKept && !graphs_.contains(key)) graphs_.clear();
-  const auto [found, is_new] = graphs_.try_emplace(key);
-  if (key.count > 0 && is_new) {
-    launch(logits, rows, stream);
-  } else if (key.count > 0) {
-    Graph& graph = found->second;
-    if (graph.empty()) graph = Graph(stream, "draws", [&] { launch(logits, rows, stream); });
-    graph.launch(stream, "draws");
+  if (!rows_.empty()) {
+    graphs_.run({logits, rows, static_cast<std::int32_t>(rows_.size()), kinds_}, stream, "draws",
+                [&] { launch(logits, rows, stream); });
   }
   check(cudaEventRecord(done_.get(), stream), "draws");
 }

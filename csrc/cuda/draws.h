@@ -4,13 +4,13 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "backend/op_table.h"
 #include "cuda/device.h"
+#include "cuda/graph_cache.h"
 #include "cuda/kernels/draw_tokens.h"
 
 namespace gptoss::cuda {
@@ -61,7 +61,7 @@ class Draws {
     DrawKinds kinds;
     auto operator<=>(const Key&) const = default;
   };
-  std::map<Key, Graph> graphs_;
+  GraphCache<Key> graphs_;
 };
 
 // The op: rows anywhere in memory.

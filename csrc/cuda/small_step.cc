@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <tuple>
 
 namespace gptoss::cuda {
 namespace {
@@ -51,19 +50,6 @@ SmallBuffers lay_out(Layout& layout, const ModelConfig& c) {
 
 }  // namespace
 
-// What a captured graph holds fast.
-struct SmallStep::Key {
-  StepView step;
-  const float* logits;
-
-  auto fields() const {
-    return std::tie(step.tokens, step.positions, step.segment_of, step.segments, step.pages,
-                    step.logit_rows, step.forced_experts, step.num_rows, step.num_logit_rows,
-                    step.max_position, logits);
-  }
-  bool operator<(const Key& other) const { return fields() < other.fields(); }
-};
-
 std::size_t SmallStep::workspace_bytes(const ModelConfig& config) {
   Layout size(nullptr);
   lay_out(size, config);
@@ -91,8 +77,6 @@ SmallStep::SmallStep(const DeviceModel& model, const DeviceInfo& device, const K
       static_cast<std::int64_t>(attention_workspace_bytes(model.config.num_heads)));
 }
 
-SmallStep::~SmallStep() = default;
-
 void SmallStep::run(const StepView& step, float* logits, cudaStream_t stream) {
   GPTOSS_REQUIRE(InvalidArgument, step.num_rows >= 1 && step.num_rows <= kSmallRows,
                  "[small_step] expected 1 to ", kSmallRows, " rows, got ", step.num_rows);
@@ -101,12 +85,7 @@ void SmallStep::run(const StepView& step, float* logits, cudaStream_t stream) {
       std::min(span_of(step.max_position), static_cast<std::int32_t>(model_.config.max_context)) -
       1;
   bucket.max_position = std::max(bucket.max_position, step.max_position);
-  const auto [found, is_new] = graphs_.try_emplace(Key{bucket, logits});
-  if (is_new) return launch_all(bucket, logits, stream);
-  Graph& graph = found->second;
-  if (graph.empty())
-    graph = Graph(stream, "small_step", [&] { launch_all(bucket, logits, stream); });
-  graph.launch(stream, "small_step");
+  graphs_.run({bucket, logits}, stream, "small_step", [&] { launch_all(bucket, logits, stream); });
 }
 
 void SmallStep::launch_all(const StepView& step, float* logits, cudaStream_t stream) const {

@@ -6,10 +6,11 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <map>
+#include <tuple>
 
 #include "cuda/device.h"
 #include "cuda/device_model.h"
+#include "cuda/graph_cache.h"
 #include "cuda/kernels/small_kernels.h"
 #include "cuda/step.h"
 #include "model/kv_plan.h"
@@ -23,7 +24,6 @@ class SmallStep {
   // Throws InvalidArgument naming what the kernels cannot do with this model on this device, and
   // OutOfMemory. `model` and `plan` outlive the step.
   SmallStep(const DeviceModel& model, const DeviceInfo& device, const KvPlan& plan);
-  ~SmallStep();
   SmallStep(const SmallStep&) = delete;
   SmallStep& operator=(const SmallStep&) = delete;
 
@@ -35,12 +35,23 @@ class SmallStep {
   std::int32_t group_rows() const { return group_rows_; }
   // Queues the step; at most kSmallRows rows. logits: [num_logit_rows][vocab] float32 in device
   // memory. The arrays of `step` may change between calls where its addresses and counts do not:
-  // from the second call of one kind on (rows, logit rows, addresses, span of positions) the step
+  // from the third call of one kind on (rows, logit rows, addresses, span of positions) the step
   // is replayed as a graph.
   void run(const StepView& step, float* logits, cudaStream_t stream);
 
  private:
-  struct Key;
+  // What a captured graph holds fast.
+  struct Key {
+    StepView step;
+    const float* logits;
+
+    auto fields() const {
+      return std::tie(step.tokens, step.positions, step.segment_of, step.segments, step.pages,
+                      step.logit_rows, step.forced_experts, step.num_rows, step.num_logit_rows,
+                      step.max_position, logits);
+    }
+    bool operator<(const Key& other) const { return fields() < other.fields(); }
+  };
 
   // Some of a step's rows, which go through all layers together.
   struct Group {
@@ -60,7 +71,7 @@ class SmallStep {
   DeviceBuffer workspace_;
   SmallBuffers buffers_;
   void* attention_workspace_ = nullptr;
-  std::map<Key, Graph> graphs_;
+  GraphCache<Key> graphs_;
 };
 
 }  // namespace gptoss::cuda

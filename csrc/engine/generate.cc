@@ -43,8 +43,7 @@ Generation::Generation(std::shared_ptr<Session> session, std::vector<std::int32_
     : session_(std::move(session)),
       prompt_(std::move(prompt)),
       options_(std::move(options)),
-      sampler_(make_sampler(*session_, prompt_, options_)),
-      logits_(static_cast<std::size_t>(session_->vocab_size())) {
+      sampler_(make_sampler(*session_, prompt_, options_)) {
   const std::lock_guard lock(session_->state_mutex_);
   version_ = session_->version_;
 }
@@ -86,6 +85,7 @@ void Generation::forward_next(SessionUse& use, const CancelCheck& cancel, Forwar
 SampledToken Generation::sample(SessionUse& use, const TokenMask* mask, const CancelCheck& cancel) {
   forget_ahead(use);
   if (!has_logits_) {
+    logits_.resize(static_cast<std::size_t>(session_->vocab_size()));
     forward_next(use, cancel, {.logits = LogitsWanted::kLast, .out = logits_.data()});
     has_logits_ = true;
   }
@@ -105,7 +105,9 @@ SampledToken Generation::draw(SessionUse& use, const DrawOptions& options,
     forward_next(use, cancel, {.logits = LogitsWanted::kDraw, .draw = &options, .drawn = &draw});
   }
   use.reserve_tokens(1);
-  run_ahead(use, draw);
+  // Often the first token is all that is wanted, and what was queued cannot be taken back: whoever
+  // comes next would wait for a step that serves nobody.
+  if (num_generated_ > 0) run_ahead(use, draw);
   return wait_draw(use, draw);
 }
 

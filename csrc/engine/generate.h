@@ -5,9 +5,9 @@
 // left at any moment and nothing is lost. If something else changes the session meanwhile, the
 // generation is over and `next` says so.
 //
-// Where the backend draws, no logits come to the host, and a step is queued before the token that
-// it forwards is known here: pages are reserved for it, nothing else. The next call either takes it
-// over or, after a stop or for a mask, forgets it.
+// Where the backend draws, no logits come to the host, and from the second token on a step is
+// queued before the token that it forwards is known here: pages are reserved for it, nothing else.
+// The next call either takes it over or, after a stop or for a mask, forgets it.
 //
 // Threads: one at a time.
 #pragma once
@@ -90,7 +90,7 @@ class Generation {
   std::vector<std::int32_t> prompt_;
   const GenerateOptions options_;
   Sampler sampler_;
-  std::vector<float> logits_;    // [vocab]
+  std::vector<float> logits_;    // [vocab] once they come to the host, empty before
   bool has_logits_ = false;      // of the session's last token
   std::optional<DrawId> ahead_;  // of the next token, its step queued
   bool started_ = false;

@@ -46,6 +46,9 @@ class Model:
     """
 
     def __init__(self, core: _core.Model, checkpoint: Checkpoint, device: str) -> None:
+        from .session import Session  # now, so that the first session need not wait for it
+
+        self._session_type = Session
         self._core = core
         self._checkpoint = checkpoint
         self._device = device
@@ -200,13 +203,11 @@ class Model:
 
         Memory is taken as tokens come. Raises InvalidArgument for a size out of range.
         """
-        from .session import Session
-
         if max_tokens is not None and max_tokens < 1:
             raise InvalidArgument(
                 f"[session] max_tokens: expected 1 to {self.config.max_context}, got {max_tokens}"
             )
-        return Session(self, self._core.session(max_tokens or 0))
+        return self._session_type(self, self._core.session(max_tokens or 0))
 
     def chat(
         self,
@@ -257,9 +258,7 @@ class Model:
         Raises CheckpointError for a damaged file, InvalidArgument for one of another model,
         precision or dense format.
         """
-        from .session import Session
-
-        return Session(self, self._core.restore(os.fspath(path)))
+        return self._session_type(self, self._core.restore(os.fspath(path)))
 
     def forward_batch(
         self, entries: Iterable[tuple[Session, Sequence[int]]]
