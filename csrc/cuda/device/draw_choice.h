@@ -20,6 +20,8 @@ struct ChoiceShared {
   Histograms<kChoiceThreads> histograms;
   BlockScan<kChoiceThreads> scan;
   ListedToken list[kDrawListed];
+  std::uint32_t least;  // of the list's keys
+  std::uint32_t most;
   std::uint64_t number;
   std::int64_t chunk;
 };
@@ -40,9 +42,7 @@ class Choice {
     if (!cuts(row_) || state_.num_listed > kDrawListed) return;
     has_list_ = true;
     num_listed_ = static_cast<int>(state_.num_listed);
-    const ListedToken* list = space.list(blockIdx.x);
-    for (int i = threadIdx.x; i < num_listed_; i += kChoiceThreads) shared.list[i] = list[i];
-    __syncthreads();  // the list, before it is read
+    fetch_list(space.list(blockIdx.x));
   }
 
   __device__ void run() {
@@ -59,6 +59,29 @@ class Choice {
   }
 
  private:
+  __device__ void fetch_list(const ListedToken* list) {
+    if (threadIdx.x == 0) {
+      shared_.least = ~0u;
+      shared_.most = 0;
+    }
+    __syncthreads();  // the bounds, before they are narrowed
+    std::uint32_t least = ~0u;
+    std::uint32_t most = 0;
+    for (int i = threadIdx.x; i < num_listed_; i += kChoiceThreads) {
+      shared_.list[i] = list[i];
+      least = min(least, logit_key(shared_.list[i].logit));
+      most = max(most, logit_key(shared_.list[i].logit));
+    }
+    least = __reduce_min_sync(~0u, least);
+    most = __reduce_max_sync(~0u, most);
+    if (threadIdx.x % kWarp == 0) {
+      atomicMin(&shared_.least, least);
+      atomicMax(&shared_.most, most);
+    }
+    __syncthreads();  // the list, before it is read
+    if (num_listed_ > 0) shared_bits_ = SharedBits::of(shared_.least, shared_.most);
+  }
+
   // f(token, logit, key) for every allowed token whose key is `least` or more, others may come,
   // too. A warp a chunk.
   template <typename Body>
@@ -82,7 +105,7 @@ class Choice {
   template <typename Visit>
   __device__ DrawCut cut_at(std::uint64_t limit, Visit&& visit) {
     return shared_.histograms.find(
-        limit, has_list_ ? HistogramCopies::kOne : HistogramCopies::kOneAWarp, visit);
+        limit, has_list_ ? HistogramCopies::kOne : HistogramCopies::kOneAWarp, shared_bits_, visit);
   }
 
   // top-k, top-p: keys above cut_ stay, and the first num_ties_ tokens of those equal to it.
@@ -173,15 +196,16 @@ class Choice {
       std::uint64_t sum = 0;
       std::uint32_t ties = 0;
       if (keys_[chunk] >= cut_) {
-        for_chunk(logits_, args_.vocab, chunk, [&](std::int64_t token, float logit) {
+        const auto add = [&](std::int64_t token, float logit, std::uint64_t weight) {
           if (!is_allowed(row_, token)) return;
           const std::uint32_t key = logit_key(logit);
           if (key == cut_) {
             ++ties;
           } else if (key > cut_) {
-            sum += weights_.kept(row_, logit);
+            sum += DrawWeights::kept(row_, weight);
           }
-        });
+        };
+        for_chunk(logits_, args_.vocab, chunk, weights_, add);
         for (int step = kWarp / 2; step > 0; step /= 2) {
           sum += __shfl_xor_sync(~0u, sum, step);
           ties += __shfl_xor_sync(~0u, ties, step);
@@ -272,6 +296,7 @@ class Choice {
   ChoiceShared& shared_;
   bool has_list_ = false;
   int num_listed_ = 0;
+  SharedBits shared_bits_;
   bool has_cut_ = false;
   std::uint32_t cut_ = 0;
   std::uint64_t num_ties_ = 0;

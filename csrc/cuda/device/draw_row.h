@@ -72,9 +72,11 @@ struct DrawWeights {
            ((std::uint64_t{1} << 52) - 1);
   }
   // 0 below min-p.
-  __device__ std::uint64_t kept(const DrawRow& row, float logit) const {
-    const std::uint64_t weight = of(logit);
+  static __device__ std::uint64_t kept(const DrawRow& row, std::uint64_t weight) {
     return static_cast<double>(weight) < row.min_weight ? 0 : weight;
+  }
+  __device__ std::uint64_t kept(const DrawRow& row, float logit) const {
+    return kept(row, of(logit));
   }
 };
 
@@ -126,12 +128,14 @@ struct DrawWorkspace {
   std::uint32_t* all_ties;       // [rows][chunks]
   std::int64_t num_chunks;
 
-  static std::int64_t chunks_of(std::int64_t vocab) { return tiles_along(vocab, kDrawChunk); }
+  __host__ __device__ static std::int64_t chunks_of(std::int64_t vocab) {
+    return (vocab + kDrawChunk - 1) / kDrawChunk;
+  }
   static std::size_t row_bytes(std::int64_t vocab) {
     return sizeof(DrawState) + sizeof(unsigned long long) * kDrawBins +
            sizeof(ListedToken) * kDrawListed + static_cast<std::size_t>(chunks_of(vocab)) * 16;
   }
-  DrawWorkspace(std::uint8_t* memory, std::int64_t vocab, std::int64_t max_rows)
+  __host__ __device__ DrawWorkspace(std::uint8_t* memory, std::int64_t vocab, std::int64_t max_rows)
       : states(reinterpret_cast<DrawState*>(memory)), num_chunks(chunks_of(vocab)) {
     all_bins = reinterpret_cast<unsigned long long*>(states + max_rows);
     all_lists = reinterpret_cast<ListedToken*>(all_bins + max_rows * kDrawBins);
@@ -147,23 +151,55 @@ struct DrawWorkspace {
   __device__ std::uint32_t* ties(std::int64_t row) const { return all_ties + row * num_chunks; }
 };
 
-// f(token, logit) for the lane's tokens of a chunk; all are loaded before the first is looked at.
+// A lane's part of a chunk: token(i) and logits[i], all loaded before the first is looked at.
+struct ChunkPart {
+  static constexpr int kEach = static_cast<int>(kDrawChunk) / kWarp;
+  std::int64_t first;
+  float logits[kEach];
+
+  __device__ __forceinline__ ChunkPart(const float* row, std::int64_t vocab, std::int64_t chunk)
+      : first(chunk * kDrawChunk + threadIdx.x % kWarp) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) logits[i] = token(i) < vocab ? row[token(i)] : 0;
+  }
+  __device__ __forceinline__ std::int64_t token(int i) const { return first + i * kWarp; }
+};
+
+// f(token, logit) for the lane's tokens of a chunk.
 template <typename Body>
 __device__ __forceinline__ void for_chunk(const float* logits, std::int64_t vocab,
                                           std::int64_t chunk, Body&& body) {
-  constexpr int kEach = static_cast<int>(kDrawChunk) / kWarp;
-  const std::int64_t first = chunk * kDrawChunk + threadIdx.x % kWarp;
-  float values[kEach];
+  const ChunkPart part(logits, vocab, chunk);
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const std::int64_t token = first + i * kWarp;
-    values[i] = token < vocab ? logits[token] : 0;
+  for (int i = 0; i < ChunkPart::kEach; ++i) {
+    if (part.token(i) < vocab) body(part.token(i), part.logits[i]);
   }
+}
+
+// The same with the token's weight. All weights are computed first, so that their chains of
+// operations run side by side.
+template <typename Body>
+__device__ __forceinline__ void for_chunk(const float* logits, std::int64_t vocab,
+                                          std::int64_t chunk, const DrawWeights& weights,
+                                          Body&& body) {
+  const ChunkPart part(logits, vocab, chunk);
+  std::uint64_t values[ChunkPart::kEach];
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const std::int64_t token = first + i * kWarp;
-    if (token < vocab) body(token, values[i]);
+  for (int i = 0; i < ChunkPart::kEach; ++i) values[i] = weights.of(part.logits[i]);
+#pragma unroll
+  for (int i = 0; i < ChunkPart::kEach; ++i) {
+    if (part.token(i) < vocab) body(part.token(i), part.logits[i], values[i]);
   }
+}
+
+// Shared memory has atomics of 32 bits; those of 64 are loops that wait for each other. The low
+// half's addition says whether it carries.
+__device__ __forceinline__ void add_shared(unsigned long long& sum, std::uint64_t value) {
+  auto* halves = reinterpret_cast<std::uint32_t*>(&sum);
+  const auto low = static_cast<std::uint32_t>(value);
+  auto high = static_cast<std::uint32_t>(value >> 32);
+  if (low != 0 && atomicAdd(halves, low) > ~low) ++high;
+  if (high != 0) atomicAdd(halves + 1, high);
 }
 
 __device__ void publish(const DrawTokensArgs& args, const DrawRow& row, std::int32_t token) {
@@ -183,24 +219,36 @@ struct DrawCut {
 // One for a few items; one a warp where many would meet in the same bins.
 enum class HistogramCopies { kOne, kOneAWarp };
 
+// What all keys share: the bits above `first`, a multiple of eight, and eight more.
+struct SharedBits {
+  std::uint32_t key = 0;
+  int first = 24;
+
+  static __device__ SharedBits of(std::uint32_t least, std::uint32_t most) {
+    const int first = least == most ? 0 : (31 - __clz(least ^ most)) / 8 * 8;
+    return {first == 24 ? 0 : least >> (first + 8) << (first + 8), first};
+  }
+};
+
 // A radix descent, eight bits at a time, over histograms.
 template <int kThreads>
 class Histograms {
  public:
-  // `visit(add)` calls add(key, measure) for every item, the same in each of the four passes, with
+  // `visit(add)` calls add(key, measure) for every item, the same in each of the passes, with
   // measure() what the item counts for; every thread of the block comes here.
   template <typename Visit>
-  __device__ DrawCut find(std::uint64_t limit, HistogramCopies how, Visit&& visit) {
+  __device__ DrawCut find(std::uint64_t limit, HistogramCopies how, const SharedBits& shared,
+                          Visit&& visit) {
     const int copies = how == HistogramCopies::kOne ? 1 : kWarps;
-    DrawCut cut;
-    for (int shift = 24; shift >= 0; shift -= 8) {
+    DrawCut cut{.key = shared.key};
+    for (int shift = shared.first; shift >= 0; shift -= 8) {
       for (int i = threadIdx.x; i < copies * kBins; i += kThreads) (&sums_[0][0])[i] = 0;
       __syncthreads();
       const std::uint32_t prefix = cut.key;
       unsigned long long* mine = sums_[threadIdx.x / kWarp % copies];
       visit([&](std::uint32_t key, auto&& measure) {
         if (std::uint64_t{key} >> (shift + 8) == std::uint64_t{prefix} >> (shift + 8)) {
-          atomicAdd(mine + (key >> shift & (kBins - 1)), measure());
+          add_shared(mine[key >> shift & (kBins - 1)], measure());
         }
       });
       __syncthreads();

@@ -10,6 +10,8 @@
 #include "cuda/device/block_scan.h"
 #include "cuda/device/draw_choice.h"
 #include "cuda/kernels/draw_tokens.h"
+#include "cuda/launch.h"
+#include "cuda/ptx/dependent_launch.h"
 
 namespace gptoss::cuda {
 namespace {
@@ -17,14 +19,36 @@ namespace {
 constexpr int kScanThreads = 256;  // a warp a chunk
 constexpr int kScanChunks = kScanThreads / kWarp;
 
-// A row's part that a warp of the scanning kernels has.
+// What a block of the scanning kernels works on: some of a row's chunks, a warp one at a time.
 struct ScanPart {
-  std::int64_t chunk;
+  DrawWorkspace space;
+  const DrawRow& row;
+  DrawState& state;
   const float* logits;
+  std::int64_t vocab;
 
-  __device__ ScanPart(const DrawTokensArgs& args, const DrawRow& row)
-      : chunk(std::int64_t{blockIdx.x} * kScanChunks + threadIdx.x / kWarp),
-        logits(args.logits + row.logit_row * args.vocab) {}
+  // Every kernel comes here first: what the kernel before it wrote can be read from then on.
+  __device__ explicit ScanPart(const DrawTokensArgs& args)
+      : space(args.workspace, args.vocab, args.max_rows),
+        row(args.rows[blockIdx.y]),
+        state(space.states[blockIdx.y]),
+        logits(args.logits),
+        vocab(args.vocab) {
+    ptx::launch_dependents();
+    ptx::wait_for_dependencies();
+    logits += row.logit_row * vocab;
+  }
+
+  // f(chunk) for those of the warp.
+  template <typename Body>
+  __device__ void for_chunks(Body&& body) const {
+    const std::int64_t stride = std::int64_t{gridDim.x} * kScanChunks;
+    std::int64_t chunk = std::int64_t{blockIdx.x} * kScanChunks + threadIdx.x / kWarp;
+    for (; chunk < space.num_chunks; chunk += stride) body(chunk);
+  }
+  __device__ DrawWeights weights() const {
+    return {static_cast<double>(state.largest), row.inverse_temperature};
+  }
 };
 
 // Whether all other blocks of the row have arrived, and their results are seen.
@@ -41,15 +65,30 @@ __device__ bool is_last_block(DrawState& state) {
 
 constexpr int kEachBins = kDrawBins / kScanThreads;
 
-// Finds the bin in which the limit falls; values: of the thread's run of bins. `limit` follows from
-// what all measure together.
-template <typename Limit>
-__device__ void find_bin(const std::uint64_t (&values)[kEachBins], DrawState& state,
-                         const Limit& limit_of) {
+// A sum for each bin, with room between those of different threads: theirs lie in different banks.
+template <typename T>
+struct BinSums {
+  T sums[kDrawBins + kDrawBins / kEachBins];
+
+  __device__ T& operator[](int bin) { return sums[bin + bin / kEachBins]; }
+  // Before any is added to.
+  __device__ void clear() {
+    for (int i = threadIdx.x; i < kDrawBins; i += kScanThreads) (*this)[i] = 0;
+    __syncthreads();
+  }
+};
+
+// Finds the bin in which the limit falls. `limit` follows from what all measure together.
+template <typename T, typename Limit>
+__device__ void find_bin(BinSums<T>& sums, DrawState& state, const Limit& limit_of) {
   __shared__ BlockScan<kScanThreads> scan;
+  std::uint64_t values[kEachBins];
   std::uint64_t sum = 0;
 #pragma unroll
-  for (int i = 0; i < kEachBins; ++i) sum += values[i];
+  for (int i = 0; i < kEachBins; ++i) {
+    values[i] = sums[static_cast<int>(threadIdx.x) * kEachBins + i];
+    sum += values[i];
+  }
   const auto [before, total] = scan(sum);
   const std::uint64_t limit = limit_of(total);
   if (threadIdx.x == 0) {
@@ -78,19 +117,15 @@ __device__ void find_bin(const std::uint64_t (&values)[kEachBins], DrawState& st
 // The k largest tokens lie in no later bin than the k-th largest of the chunks' largest does.
 __device__ void find_bin_of_chunks(const DrawRow& row, const DrawWorkspace& space,
                                    DrawState& state) {
-  __shared__ std::uint32_t counts[kDrawBins];
-  for (int i = threadIdx.x; i < kDrawBins; i += kScanThreads) counts[i] = 0;
-  __syncthreads();
+  __shared__ BinSums<std::uint32_t> counts;
+  counts.clear();
   const DrawBins bins(row, state.largest);
   const std::uint32_t* keys = space.keys(blockIdx.y);
   for (std::int64_t i = threadIdx.x; i < space.num_chunks; i += kScanThreads) {
-    atomicAdd(counts + bins.of(key_value(__ldcg(keys + i))), 1u);
+    atomicAdd(&counts[bins.of(key_value(__ldcg(keys + i)))], 1u);
   }
-  __syncthreads();
-  std::uint64_t mine[kEachBins];
-#pragma unroll
-  for (int i = 0; i < kEachBins; ++i) mine[i] = counts[threadIdx.x * kEachBins + i];
-  find_bin(mine, state, [&](std::uint64_t) { return static_cast<std::uint64_t>(row.top_k); });
+  __syncthreads();  // all counts, before they are summed
+  find_bin(counts, state, [&](std::uint64_t) { return static_cast<std::uint64_t>(row.top_k); });
 }
 
 // What the blocks of a row found together, by the last of them to arrive.
@@ -117,36 +152,58 @@ __device__ void finish_scan(const DrawTokensArgs& args, const DrawRow& row, Draw
   state.arrived = 0;
 }
 
-__global__ void __launch_bounds__(kScanThreads)
-    scan_kernel(DrawTokensArgs args, DrawWorkspace space) {
-  const DrawRow& row = args.rows[blockIdx.y];
-  DrawState& state = space.states[blockIdx.y];
-  const ScanPart part(args, row);
-  std::uint64_t best = 0;
-  std::uint32_t flags = 0;
-  for_chunk(part.logits, args.vocab, part.chunk, [&](std::int64_t token, float logit) {
-    flags |= isnan(logit)   ? kFoundNan
-             : isinf(logit) ? (logit > 0 ? kFoundPlusInf : 0)
-                            : kFoundFinite;
-    if (!is_allowed(row, token)) return;
-    const std::uint64_t packed =
-        std::uint64_t{logit_key(logit)} << 32 | static_cast<std::uint32_t>(~token);
-    best = max(best, packed);
+struct Found {
+  std::uint64_t best;  // as in DrawState
+  std::uint32_t flags;
+};
+
+// What the threads of a block found together, in its first warp.
+__device__ Found found_by_block(Found mine) {
+  __shared__ Found found[kScanChunks];
+  const auto merge_lanes = [&] {
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      mine.best = max(mine.best, __shfl_xor_sync(~0u, mine.best, step));
+    }
+    mine.flags = __reduce_or_sync(~0u, mine.flags);
+  };
+  merge_lanes();
+  if (threadIdx.x % kWarp == 0) found[threadIdx.x / kWarp] = mine;
+  __syncthreads();  // every warp's, before they are read
+  if (threadIdx.x >= kWarp) return mine;
+  mine = threadIdx.x < kScanChunks ? found[threadIdx.x] : Found{};
+  merge_lanes();
+  return mine;
+}
+
+__global__ void __launch_bounds__(kScanThreads) scan_kernel(DrawTokensArgs args) {
+  const ScanPart part(args);
+  const DrawRow& row = part.row;
+  DrawState& state = part.state;
+  Found mine{};
+  part.for_chunks([&](std::int64_t chunk) {
+    std::uint32_t largest = 0;  // key of the chunk's
+    for_chunk(part.logits, args.vocab, chunk, [&](std::int64_t token, float logit) {
+      mine.flags |= isnan(logit)   ? kFoundNan
+                    : isinf(logit) ? (logit > 0 ? kFoundPlusInf : 0)
+                                   : kFoundFinite;
+      if (!is_allowed(row, token)) return;
+      const std::uint32_t key = logit_key(logit);
+      largest = max(largest, key);
+      mine.best = max(mine.best, std::uint64_t{key} << 32 | static_cast<std::uint32_t>(~token));
+    });
+    largest = __reduce_max_sync(~0u, largest);
+    if (threadIdx.x % kWarp == 0) part.space.keys(blockIdx.y)[chunk] = largest;
   });
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    best = max(best, __shfl_xor_sync(~0u, best, step));
-    flags |= __shfl_xor_sync(~0u, flags, step);
-  }
-  if (threadIdx.x % kWarp == 0 && part.chunk < space.num_chunks) {
-    space.keys(blockIdx.y)[part.chunk] = static_cast<std::uint32_t>(best >> 32);
-    atomicMax(&state.best, best);
-    atomicOr(&state.flags, flags);
+  const Found found = found_by_block(mine);
+  if (threadIdx.x == 0) {
+    atomicMax(&state.best, found.best);
+    atomicOr(&state.flags, found.flags);
   }
   if (!is_last_block(state)) return;
   if (threadIdx.x == 0) finish_scan(args, row, state);
-  if (!bounded_by_chunks(row, space.num_chunks)) return;
+  if (!bounded_by_chunks(row, part.space.num_chunks)) return;
   __syncthreads();  // the largest logit, before bins are counted from it
-  find_bin_of_chunks(row, space, state);
+  find_bin_of_chunks(row, part.space, state);
 }
 
 __device__ __forceinline__ std::uint64_t warp_total(std::uint64_t sum) {
@@ -155,86 +212,59 @@ __device__ __forceinline__ std::uint64_t warp_total(std::uint64_t sum) {
 }
 
 // Without a cut: the sums of the weights of each chunk.
-__global__ void __launch_bounds__(kScanThreads)
-    weights_kernel(DrawTokensArgs args, DrawWorkspace space) {
-  const DrawRow& row = args.rows[blockIdx.y];
-  const DrawState& state = space.states[blockIdx.y];
-  if (state.is_done || cuts(row)) return;
-  const ScanPart part(args, row);
-  const DrawWeights weights{static_cast<double>(state.largest), row.inverse_temperature};
-  std::uint64_t sum = 0;
-  for_chunk(part.logits, args.vocab, part.chunk, [&](std::int64_t token, float logit) {
-    if (is_allowed(row, token)) sum += weights.kept(row, logit);
+__global__ void __launch_bounds__(kScanThreads) weights_kernel(DrawTokensArgs args) {
+  const ScanPart part(args);
+  if (part.state.is_done || cuts(part.row)) return;
+  const DrawWeights weights = part.weights();
+  part.for_chunks([&](std::int64_t chunk) {
+    std::uint64_t sum = 0;
+    const auto add = [&](std::int64_t token, float, std::uint64_t weight) {
+      if (is_allowed(part.row, token)) sum += DrawWeights::kept(part.row, weight);
+    };
+    for_chunk(part.logits, args.vocab, chunk, weights, add);
+    sum = warp_total(sum);
+    if (threadIdx.x % kWarp == 0) part.space.sums(blockIdx.y)[chunk] = sum;
   });
-  sum = warp_total(sum);
-  if (threadIdx.x % kWarp == 0 && part.chunk < space.num_chunks) {
-    space.sums(blockIdx.y)[part.chunk] = sum;
-  }
 }
 
 // With a cut that chunks do not bound: the bin in which it falls, by what each measures: tokens
 // (top-k) or weights.
-__global__ void __launch_bounds__(kScanThreads)
-    bins_kernel(DrawTokensArgs args, DrawWorkspace space) {
-  __shared__ unsigned long long block_sums[kDrawBins];
-  const DrawRow& row = args.rows[blockIdx.y];
-  DrawState& state = space.states[blockIdx.y];
-  if (state.is_done || !cuts(row) || bounded_by_chunks(row, space.num_chunks)) return;
-  for (int i = threadIdx.x; i < kDrawBins; i += kScanThreads) block_sums[i] = 0;
-  __syncthreads();
-  ScanPart part(args, row);
-  const DrawWeights weights{static_cast<double>(state.largest), row.inverse_temperature};
+__global__ void __launch_bounds__(kScanThreads) bins_kernel(DrawTokensArgs args) {
+  __shared__ BinSums<unsigned long long> block_sums;
+  const ScanPart part(args);
+  const DrawRow& row = part.row;
+  DrawState& state = part.state;
+  if (state.is_done || !cuts(row) || bounded_by_chunks(row, part.space.num_chunks)) return;
+  block_sums.clear();
+  const DrawWeights weights = part.weights();
   const DrawBins bins(row, state.largest);
-  for (; part.chunk < space.num_chunks; part.chunk += std::int64_t{gridDim.x} * kScanChunks) {
-    for_chunk(part.logits, args.vocab, part.chunk, [&](std::int64_t token, float logit) {
+  part.for_chunks([&](std::int64_t chunk) {
+    const auto add = [&](std::int64_t token, float logit, std::uint64_t weight) {
       const int bin = bins.of(logit);
       if (bin == kDrawBins - 1 || !is_allowed(row, token)) return;
-      atomicAdd(block_sums + bin, row.top_k > 0 ? 1ull : weights.of(logit));
-    });
-  }
-  __syncthreads();
-  unsigned long long* sums = space.bins(blockIdx.y);
+      add_shared(block_sums[bin], row.top_k > 0 ? 1 : weight);
+    };
+    for_chunk(part.logits, args.vocab, chunk, weights, add);
+  });
+  __syncthreads();  // the block's sums, before they are added to the row's
+  unsigned long long* sums = part.space.bins(blockIdx.y);
   for (int i = threadIdx.x; i < kDrawBins; i += kScanThreads) {
     if (block_sums[i] != 0) atomicAdd(sums + i, block_sums[i]);
   }
   if (!is_last_block(state)) return;
-  std::uint64_t mine[kEachBins];
-#pragma unroll
-  for (int i = 0; i < kEachBins; ++i) {
-    unsigned long long& sum = sums[threadIdx.x * kEachBins + i];
-    mine[i] = __ldcg(&sum);
-    sum = 0;
+  for (int i = threadIdx.x; i < kDrawBins; i += kScanThreads) {
+    block_sums[i] = __ldcg(sums + i);
+    sums[i] = 0;
   }
-  find_bin(mine, state, [&](std::uint64_t total) {
+  __syncthreads();  // the row's sums, before they are summed
+  find_bin(block_sums, state, [&](std::uint64_t total) {
     return row.top_k > 0 ? static_cast<std::uint64_t>(row.top_k) : top_p_limit(row, total);
   });
 }
 
-// With a cut: lists the tokens among which it lies (top-k: and those before), sums those before.
-__global__ void __launch_bounds__(kScanThreads)
-    list_kernel(DrawTokensArgs args, DrawWorkspace space) {
-  const DrawRow& row = args.rows[blockIdx.y];
-  DrawState& state = space.states[blockIdx.y];
-  if (state.is_done || !cuts(row)) return;
-  const ScanPart part(args, row);
-  if (part.chunk >= space.num_chunks) return;
+// Adds a lane's tokens of a chunk, a bit each, to the row's list.
+__device__ void list_tokens(const ScanPart& part, std::int64_t chunk, std::uint32_t mine) {
   const int lane = threadIdx.x % kWarp;
-  const DrawWeights weights{static_cast<double>(state.largest), row.inverse_temperature};
-  const DrawBins bins(row, state.largest);
-  const int last = state.bin;
-  std::uint64_t sum = 0;
-  std::uint32_t mine = 0;  // listed, a bit for each of the lane's tokens
-  if (bins.of(key_value(space.keys(blockIdx.y)[part.chunk])) <= last) {
-    for_chunk(part.logits, args.vocab, part.chunk, [&](std::int64_t token, float logit) {
-      const int bin = bins.of(logit);
-      if (bin > last || !is_allowed(row, token)) return;
-      if (bin < last && row.top_k == 0) {
-        sum += weights.kept(row, logit);
-      } else {
-        mine |= 1u << token % kDrawChunk / kWarp;
-      }
-    });
-  }
   const int count = __popc(mine);
   int reached = count;
   for (int step = 1; step < kWarp; step *= 2) {
@@ -243,26 +273,61 @@ __global__ void __launch_bounds__(kScanThreads)
   }
   std::uint32_t place = 0;
   if (lane == kWarp - 1 && reached > 0) {
-    place = atomicAdd(&state.num_listed, static_cast<std::uint32_t>(reached));
+    place = atomicAdd(&part.state.num_listed, static_cast<std::uint32_t>(reached));
   }
   place = __shfl_sync(~0u, place, kWarp - 1) + static_cast<std::uint32_t>(reached - count);
-  ListedToken* list = space.list(blockIdx.y);
+  ListedToken* list = part.space.list(blockIdx.y);
   for (; mine != 0 && place < kDrawListed; mine &= mine - 1, ++place) {
-    const std::int64_t token = part.chunk * kDrawChunk + (__ffs(mine) - 1) * kWarp + lane;
+    const std::int64_t token = chunk * kDrawChunk + (__ffs(mine) - 1) * kWarp + lane;
     list[place] = {static_cast<std::int32_t>(token), part.logits[token]};
-  }
-  sum = warp_total(sum);
-  if (lane == 0) {
-    space.sums(blockIdx.y)[part.chunk] = sum;
-    space.ties(blockIdx.y)[part.chunk] = 0;
   }
 }
 
-__global__ void __launch_bounds__(kChoiceThreads)
-    choice_kernel(DrawTokensArgs args, DrawWorkspace space) {
+// With a cut: lists the tokens among which it lies (top-k: and those before), sums those before.
+__global__ void __launch_bounds__(kScanThreads) list_kernel(DrawTokensArgs args) {
+  const ScanPart part(args);
+  const DrawRow& row = part.row;
+  if (part.state.is_done || !cuts(row)) return;
+  const DrawWeights weights = part.weights();
+  const DrawBins bins(row, part.state.largest);
+  const int last = part.state.bin;
+  part.for_chunks([&](std::int64_t chunk) {
+    std::uint64_t sum = 0;
+    std::uint32_t mine = 0;  // listed, a bit for each of the lane's tokens
+    const auto add = [&](std::int64_t token, float logit, std::uint64_t weight) {
+      const int bin = bins.of(logit);
+      if (bin > last || !is_allowed(row, token)) return;
+      if (bin < last && row.top_k == 0) {
+        sum += DrawWeights::kept(row, weight);
+      } else {
+        mine |= 1u << token % kDrawChunk / kWarp;
+      }
+    };
+    if (bins.of(key_value(part.space.keys(blockIdx.y)[chunk])) <= last) {
+      for_chunk(part.logits, args.vocab, chunk, weights, add);
+      list_tokens(part, chunk, mine);
+      sum = warp_total(sum);
+    }
+    if (threadIdx.x % kWarp == 0) {
+      part.space.sums(blockIdx.y)[chunk] = sum;
+      part.space.ties(blockIdx.y)[chunk] = 0;
+    }
+  });
+}
+
+__global__ void __launch_bounds__(kChoiceThreads) choice_kernel(DrawTokensArgs args) {
   extern __shared__ std::uint64_t shared_memory[];
+  ptx::wait_for_dependencies();
+  const DrawWorkspace space(args.workspace, args.vocab, args.max_rows);
   if (space.states[blockIdx.x].is_done) return;
   Choice(args, space, *reinterpret_cast<ChoiceShared*>(shared_memory)).run();
+}
+
+// Blocks of a row: as many as the device holds at once, whole rows together.
+int scan_blocks(std::int64_t num_chunks, int num_rows) {
+  constexpr std::int64_t kResident = 1024;
+  const std::int64_t most = tiles_along(num_chunks, kScanChunks);
+  return static_cast<int>(std::clamp<std::int64_t>(kResident / num_rows, 1, most));
 }
 
 }  // namespace
@@ -281,32 +346,25 @@ std::size_t draw_tokens_workspace_bytes(std::int64_t vocab, std::int64_t max_row
 }
 
 void draw_tokens(const DrawTokensArgs& args, cudaStream_t stream) {
-  const DrawWorkspace space(args.workspace, args.vocab, args.max_rows);
-  const dim3 grid(static_cast<unsigned>((space.num_chunks + kScanChunks - 1) / kScanChunks),
-                  static_cast<unsigned>(args.num_rows));
-  scan_kernel<<<grid, kScanThreads, 0, stream>>>(args, space);
-  check_launch("draw_tokens");
+  const std::int64_t num_chunks = DrawWorkspace::chunks_of(args.vocab);
+  LaunchShape shape{.blocks = scan_blocks(num_chunks, args.num_rows),
+                    .groups = args.num_rows,
+                    .threads = kScanThreads,
+                    .dependence = Dependence::kFull};
+  launch(scan_kernel, shape, args, "draw_tokens", stream);
   if (!args.kinds.random) return;
-  if (args.kinds.whole) {
-    weights_kernel<<<grid, kScanThreads, 0, stream>>>(args, space);
-    check_launch("draw_tokens");
-  }
+  shape.dependence = Dependence::kProgrammatic;
+  if (args.kinds.whole) launch(weights_kernel, shape, args, "draw_tokens", stream);
   if (args.kinds.binned) {
     // Every block adds its bins to the row's: few blocks where there are many rows.
-    const unsigned blocks = std::min(grid.x, std::max(8u, 64u / grid.y));
-    bins_kernel<<<dim3(blocks, grid.y), kScanThreads, 0, stream>>>(args, space);
-    check_launch("draw_tokens");
+    LaunchShape few = shape;
+    few.blocks = std::min(shape.blocks, std::max(8, 64));
+    launch(bins_kernel, few, args, "draw_tokens", stream);
   }
-  if (args.kinds.cut) {
-    list_kernel<<<grid, kScanThreads, 0, stream>>>(args, space);
-    check_launch("draw_tokens");
-  }
-  constexpr auto kSharedBytes = static_cast<int>(sizeof(ChoiceShared));
-  check(cudaFuncSetAttribute(choice_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             kSharedBytes),
-        "draw_tokens");
-  choice_kernel<<<grid.y, kChoiceThreads, kSharedBytes, stream>>>(args, space);
-  check_launch("draw_tokens");
+  if (args.kinds.cut) launch(list_kernel, shape, args, "draw_tokens", stream);
+  launch(choice_kernel,
+         {.blocks = args.num_rows, .threads = kChoiceThreads, .smem = sizeof(ChoiceShared)}, args,
+         "draw_tokens", stream);
 }
 
 }  // namespace gptoss::cuda
