@@ -18,6 +18,6 @@ function(gptoss_add_cpu_kernels target)
       -mavx2 -mfma -mf16c -mbmi2 -mprefer-vector-width=512)
     gptoss_add_isa(${target} avx512 ${avx512})
     gptoss_add_isa(${target} amx ${avx512} -mavx512vbmi -mavx512bf16 -mamx-tile -mamx-bf16
-      -fno-exceptions)  # or the scope of the tiles leaves a weak symbol
+      -mamx-int8 -fno-exceptions)  # or the scope of the tiles leaves a weak symbol
   endif()
 endfunction()

@@ -65,11 +65,11 @@ bool tiles_granted() {
 
 // Of a processor with AVX-512. Intel SDM volume 1, 18.2, and the table of CPUID leaf 7.
 bool has_amx(const Registers& extended, std::uint64_t states) {
-  constexpr std::uint32_t kVbmi = 1u << 1;                           // ecx
-  constexpr std::uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // edx
-  constexpr std::uint32_t kAvx512Bf16 = 1u << 5;                     // eax of subleaf 1
-  constexpr std::uint64_t kTileStates = 0x60000;                     // configuration and data
-  return has_bits(extended.ecx, kVbmi) && has_bits(extended.edx, kAmxBf16 | kAmxTile) &&
+  constexpr std::uint32_t kVbmi = 1u << 1;                          // ecx
+  constexpr std::uint32_t kTiles = 1u << 22 | 1u << 24 | 1u << 25;  // edx: BF16, TILE, INT8
+  constexpr std::uint32_t kAvx512Bf16 = 1u << 5;                    // eax of subleaf 1
+  constexpr std::uint64_t kTileStates = 0x60000;                    // configuration and data
+  return has_bits(extended.ecx, kVbmi) && has_bits(extended.edx, kTiles) &&
          has_bits(cpuid(7, 1).eax, kAvx512Bf16) && has_bits(states, kTileStates) && tiles_granted();
 }
 

@@ -7,7 +7,7 @@
 namespace gptoss {
 
 // Portable code; AVX2 with FMA and F16C; AVX-512 F, BW, DQ, VL with VNNI; that with VBMI, BF16 and
-// the tiles of AMX for bf16, which the operating system grants a process that asks.
+// the tiles of AMX for bf16 and bytes, which the operating system grants a process that asks.
 enum class Isa { kScalar, kAvx2, kAvx512, kAmx };
 
 const char* isa_name(Isa isa);

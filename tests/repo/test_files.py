@@ -32,6 +32,7 @@ SPECIALISATIONS = re.compile(r"_(?:bf16|int8|float32)$|_(?:(?:bf16|int8)_)?amx$"
 PARTS = {
     "table": "the table itself",
     "int8_product": "what the int8 products share",
+    "int8_byte_tiles": "linear of seven and eight tokens on AMX",
     "mxfp4_stream": "linear_mxfp4 of few tokens",
     "amx_product": "what the products on tiles share",
     "pack_int8": "linear with dense='int8' packs",

@@ -9,13 +9,14 @@
 #pragma once
 
 #include "cpu/kernels/amx_product-inl.h"
+#include "cpu/kernels/int8_byte_tiles-inl.h"
 #include "cpu/kernels/linear_int8-inl.h"
 
 namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
 
-// More tokens than this are faster on tiles. 40000 x 2880, one core of a Xeon, by integers and on
-// tiles: 7 tokens 14.6 and 17.2 ms, 8 tokens 14.8 and 17.9, 12 tokens 18.9 and 18.8.
+// More tokens than this are faster on tiles of bf16. 40000 x 2880, one core of a Xeon, by integers
+// and on tiles: 9 to 11 tokens by integers, 12 tokens 18.9 and 18.8 ms.
 constexpr std::int64_t kInt8FewTokens = 11;
 // Steps of weights and tokens, 1 KB each, that fit the first-level cache.
 constexpr std::int64_t kInt8Steps = 15;
@@ -114,6 +115,10 @@ GPTOSS_INLINE bool fits_int8_tiles(const UnitRange& units) {
 
 void linear_int8_amx(const LinearInt8Args& args, Range rows, std::byte* memory) {
   const Bf16Activations& x = args.x_bf16;
+  const AmxScratch scratch = cut_amx_scratch(memory, x.cols);
+  static_assert(kByteTileMinTokens == 7 && kByteTileTokens == 8);
+  if (x.rows == 7) return linear_int8_bytes<7>(args, 0, rows, scratch);
+  if (x.rows == 8) return linear_int8_bytes<8>(args, 0, rows, scratch);
   const UnitRange units =
       unit_range(x, {0, x.rows}, [](std::int64_t t) __attribute__((always_inline)) { return t; });
   if (x.rows <= kInt8FewTokens || !fits_int8_tiles(units)) {
@@ -121,7 +126,6 @@ void linear_int8_amx(const LinearInt8Args& args, Range rows, std::byte* memory) 
     integers.x = {x.codes, x.scales, x.sums, x.rows, x.cols};
     return linear_int8(integers, rows, memory);
   }
-  const AmxScratch scratch = cut_amx_scratch(memory, x.cols);
   const TileScope scope(kTileTokens);
   for (std::int64_t token = 0; token < x.rows; token += kAmxTokens) {
     const std::int64_t left = x.rows - token;

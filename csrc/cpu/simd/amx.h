@@ -1,10 +1,13 @@
-// Tiles of AMX for bf16, and the vectors of AVX-512 that fill and empty them.
+// Tiles of AMX for bf16 and for bytes, and the vectors of AVX-512 that fill and empty them.
 //
 // A product has weights as A [16 rows][32 k], tokens as B [16 pairs of k][tokens][2] and outputs as
 // C [16 rows][tokens] in float32: C += A * B. TDPBF16PS adds the sixteen even and the sixteen odd
 // products of a row each in order, with one rounding a step from zero, then both sums, then that to
 // C; subnormals count as zero (Intel SDM volume 2, TDPBF16PS). An output thus does not depend on
 // its place in the tile, nor on what is beside it.
+//
+// Bytes have it the other way round: tokens are A, signed, weights B [8 quads of k][16 rows][4],
+// unsigned, and outputs C [tokens][16 rows] in int32, exactly.
 #pragma once
 
 #include <immintrin.h>
@@ -28,10 +31,18 @@ constexpr std::int64_t kTileTokens = 16;  // of a full one
 // intrinsics of GCC 12 do not tell the compiler what memory they read and write.
 enum Tile : int { kC00, kC10, kC01, kC11, kA0, kA1, kB0, kB1, kNumTiles };
 
-// Holds the tiles' configuration while it lives. `tokens`: columns of B and C, 1 to 16.
+// Holds the tiles' configuration while it lives.
 class TileScope {
  public:
-  GPTOSS_INLINE explicit TileScope(std::int64_t tokens) {
+  struct Shape {
+    std::int64_t rows;
+    std::int64_t row_bytes;
+  };
+
+  // `tokens`: columns of B and C, 1 to 16.
+  GPTOSS_INLINE explicit TileScope(std::int64_t tokens)
+      : TileScope({kTileRows, kTileRowBytes}, {kTileRows, 4 * tokens}, {kTileRows, 4 * tokens}) {}
+  GPTOSS_INLINE TileScope(Shape a, Shape b, Shape c) {
     struct alignas(64) {
       std::uint8_t palette = 1;
       std::uint8_t start_row = 0;
@@ -41,9 +52,11 @@ class TileScope {
     } config;
     static_assert(sizeof config == 64);
     for (int tile = 0; tile < kNumTiles; ++tile) {
-      const bool weights = tile == kA0 || tile == kA1;
-      config.rows[tile] = kTileRows;
-      config.row_bytes[tile] = static_cast<std::uint16_t>(weights ? kTileRowBytes : 4 * tokens);
+      const bool is_a = tile == kA0 || tile == kA1;
+      const bool is_b = tile == kB0 || tile == kB1;
+      const Shape& shape = is_a ? a : is_b ? b : c;
+      config.rows[tile] = static_cast<std::uint8_t>(shape.rows);
+      config.row_bytes[tile] = static_cast<std::uint16_t>(shape.row_bytes);
     }
     asm volatile("ldtilecfg %0" : : "m"(config));
   }
@@ -73,6 +86,12 @@ GPTOSS_INLINE void store_tile(void* p, std::int64_t stride_bytes) {
 template <int kC, int kA, int kB>
 GPTOSS_INLINE void add_tile_product() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
+}
+
+// Exact: int32 C += signed bytes of A times unsigned ones of B.
+template <int kC, int kA, int kB>
+GPTOSS_INLINE void add_byte_tile_product() {
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
 }
 
 GPTOSS_INLINE __mmask16 first_of_16(std::int64_t count) {
