@@ -32,6 +32,7 @@ from cuda_bench.counts import (
 from cuda_bench.goals import print_goals
 from cuda_bench.kernels import print_prompt, print_steps, print_token
 from gpt_oss_native import _core
+from gpt_oss_native.session import Generation
 
 GREEDY = gon.Sampling(temperature=0)
 PARTS = ("decode", "host", "first", "prefill", "many", "kernels")
@@ -203,16 +204,31 @@ def prefill_rows(model: gon.Model, name: str, counts: Sequence[int]) -> Iterator
         ]
 
 
+def counted_experts(model: gon.Model, running: Sequence[Generation[int]]) -> float:
+    """Experts of a layer that a step of these generations touches, mean of all layers of four
+    steps."""
+    model.trace()
+    for _ in range(4):
+        model.next_tokens(running)
+    totals = model.trace_totals()
+    model.trace(on=False)
+    return totals["experts touched"][0] / (totals["large_step"][0] * model.config.num_layers)
+
+
 def many_row(
     model: gon.Model, name: str, lengths: Sequence[int], *, kernels: bool = False
 ) -> list[str]:
-    """Many sequences through `next_tokens`, one token each a step."""
+    """Many sequences through `next_tokens`, one token each a step. Each draws its own tokens at
+    temperature 1: greedy ones of random weights soon run into the same tokens and their experts."""
     sessions = [model.session() for _ in lengths]
     steps = 32
     try:
         for index, (session, length) in enumerate(zip(sessions, lengths, strict=True)):
             session.forward(tokens_of(length, model.config.vocab_size, index), logits="none")
-        running = [s.generate([5], GREEDY, max_new_tokens=steps + 20) for s in sessions]
+        running = [
+            s.generate([5], gon.Sampling(seed=index), max_new_tokens=steps + 20)
+            for index, s in enumerate(sessions)
+        ]
         for _ in range(8):
             model.next_tokens(running)
         start = time.perf_counter()
@@ -222,11 +238,11 @@ def many_row(
         if kernels:
             title = f"kernels of a step of {len(lengths)} sequences, {name}"
             print_steps(title, lambda: [model.next_tokens(running) for _ in range(4)], 4, {})
+        touched = counted_experts(model, running)
     finally:
         for session in sessions:
             session.close()
     count = len(lengths)
-    touched = experts_as_routed(model, count)
     num_bytes = step_bytes(model, [length + 24 for length in lengths], experts=touched)
     rate = num_bytes / seconds
     REACHED[f"{name} many {count}"] = count / seconds if count == 256 else rate / PEAKS["copy"]
@@ -258,7 +274,7 @@ HEADINGS = {
     ),
     "prefill": ("prefill", ["", "tokens", "ms", "tokens/s", "TFLOP/s", "of matmul"]),
     "many": (
-        "decode, many sequences",
+        "decode, many sequences, each its own tokens (temperature 1); experts: counted, a layer",
         [
             "",
             "sequences",

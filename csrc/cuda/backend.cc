@@ -196,7 +196,7 @@ void CudaBackend::forward(const Batch& batch) {
     small_->run(step, logits, stream_.get());
   } else {
     next_zone(zone, "large_step");
-    large_.run(step, logits, stream_.get());
+    large_.run(step, logits, stream_.get(), &trace_);
   }
   next_zone(zone, "draw");
   draws_.queue(logits, upload_.draws(), stream_.get());

@@ -1,6 +1,7 @@
 #include "cuda/large_step.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/linear_bf16.h"
@@ -85,7 +86,7 @@ LargeStep::LargeStep(const DeviceModel& model, const DeviceInfo& device, const K
         "large_step");
 }
 
-void LargeStep::run(const StepView& step, float* logits, cudaStream_t stream) {
+void LargeStep::run(const StepView& step, float* logits, cudaStream_t stream, Trace* trace) {
   const ModelConfig& c = model_.config;
   GPTOSS_REQUIRE(InvalidArgument, step.num_rows <= max_rows_, "[large_step] expected at most ",
                  max_rows_, " rows, got ", step.num_rows, "; cut the batch");
@@ -109,8 +110,22 @@ void LargeStep::run(const StepView& step, float* logits, cudaStream_t stream) {
   for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
     attention_block(step, layer, stream);
     moe_block(step, layer, stream);
+    if (trace != nullptr && trace->enabled()) {
+      trace->count("experts touched", touched_experts(step.num_rows, stream));
+    }
   }
   write_logits(step, logits, stream);
+}
+
+std::int64_t LargeStep::touched_experts(std::int32_t num_rows, cudaStream_t stream) const {
+  std::vector<std::int32_t> experts(
+      static_cast<std::size_t>(num_rows * model_.config.experts_per_token));
+  check(cudaMemcpyAsync(experts.data(), buffers_.expert_ids, experts.size() * sizeof(std::int32_t),
+                        cudaMemcpyDeviceToHost, stream),
+        "large_step");
+  check(cudaStreamSynchronize(stream), "large_step");
+  std::sort(experts.begin(), experts.end());
+  return std::unique(experts.begin(), experts.end()) - experts.begin();
 }
 
 // residual += out(attention(qkv(xs)))

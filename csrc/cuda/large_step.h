@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/trace.h"
 #include "cuda/device.h"
 #include "cuda/device_model.h"
 #include "cuda/kernels/router_topk.h"
@@ -28,8 +29,9 @@ class LargeStep {
   std::size_t workspace_bytes() const { return memory_.num_bytes(); }
   std::int32_t max_rows() const { return max_rows_; }
 
-  // At most max_rows rows; logits [num_logit_rows][vocab] float32, device memory.
-  void run(const StepView& step, float* logits, cudaStream_t stream);
+  // At most max_rows rows; logits [num_logit_rows][vocab] float32, device memory. An enabled trace
+  // counts the experts that every layer touches, and waits for each.
+  void run(const StepView& step, float* logits, cudaStream_t stream, Trace* trace = nullptr);
 
  private:
   // Views of the workspace. What attention needs and what the experts need share memory.
@@ -56,6 +58,8 @@ class LargeStep {
   void attention_block(const StepView& step, std::size_t layer, cudaStream_t stream);
   void moe_block(const StepView& step, std::size_t layer, cudaStream_t stream);
   void write_logits(const StepView& step, float* logits, cudaStream_t stream);
+  // Different experts of the layer that was queued last.
+  std::int64_t touched_experts(std::int32_t num_rows, cudaStream_t stream) const;
 
   const DeviceModel& model_;
   DeviceInfo device_;

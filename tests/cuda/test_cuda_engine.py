@@ -90,6 +90,24 @@ def test_forced_experts_leave_rounding_alone(
         assert np.median(error) < 0.02, (length, np.median(error))
 
 
+def test_a_traced_step_of_many_rows_counts_the_experts_that_each_layer_touches(
+    model: gon.Model, shape: str, rng: np.random.Generator
+) -> None:
+    config = SHAPES[shape]
+    rows = SMALL + 5
+    pool = rng.permutation(config.num_local_experts)[: config.num_experts_per_tok + 1]
+    experts = np.empty((config.num_hidden_layers, rows, config.num_experts_per_tok), np.int32)
+    for layer in range(config.num_hidden_layers):
+        for row in range(rows):
+            experts[layer, row] = rng.choice(pool, config.num_experts_per_tok, False)
+    model.trace()
+    with model.session() as session:
+        session._core.forward_forced(random_tokens(rng, rows), experts)
+    touched = model.trace_totals()["experts touched"][0]
+    model.trace(on=False)
+    assert touched == sum(len(np.unique(layer)) for layer in experts)
+
+
 def test_rows_of_the_small_regime_have_the_same_bits_however_they_come(
     model: gon.Model, rng: np.random.Generator
 ) -> None:
