@@ -47,6 +47,7 @@ SMALL, WHOLE = 10, 24  # layers
 VOCAB = 201_088
 FIRST_PROMPT = 16
 GENERATED = 32
+IDLE_SECONDS = 5.0
 _TOUCHING = 128  # tokens, which choose every expert of every layer
 
 
@@ -205,52 +206,69 @@ class Slice(ExitStack):
         return self._meter, self._workers
 
     def load_times(self) -> None:
-        """From the call to a model that is ready, in a fresh process, files in the page cache."""
-        for who in self.who:
-            read_files(self.files(who))
-            seconds = []
-            for _ in range(self.repeats):
-                with self.start(who) as worker:
-                    answer = self.load(worker)
-                    seconds.append(answer["seconds"])
-                    memory = worker.use()
-            extra = {"major_faults": memory.major_faults, "private": memory.private}
-            self.add("load", worker, answer["engine"], seconds, file=memory.file, **extra)
+        """From the call to a model that is ready."""
+        self._fresh("load", lambda worker, loaded: {"seconds": loaded["seconds"]})
 
     def first_token(self) -> None:
         """From starting the process to the first token after a prompt of 16."""
-        for who in self.who:
-            read_files(self.files(who))
-            seconds = []
-            for _ in range(self.repeats):
-                with self.start(who) as worker:
-                    answer = self.load(worker)
-                    worker.call("prefill", tokens=self.tokens[:FIRST_PROMPT])
-                    seconds.append(time.perf_counter() - worker.started)
-                    faults = worker.use().major_faults
-            self.add("first token", worker, answer["engine"], seconds, major_faults=faults)
+
+        def run(worker: Worker, loaded: dict[str, Any]) -> dict[str, float]:
+            worker.call("prefill", tokens=self.tokens[:FIRST_PROMPT])
+            return {"seconds": time.perf_counter() - worker.started}
+
+        self._fresh("first token", run)
 
     def memory(self) -> None:
         """What a process holds after a prompt of 4,096 tokens; the seconds are the prompt's. Keeps
         the state for slices at that depth."""
+
+        def run(worker: Worker, loaded: dict[str, Any]) -> dict[str, float]:
+            seconds = worker.call("prefill", tokens=self.tokens[:DEPTH])["seconds"] / DEPTH
+            worker.call("save", path=str(self.state(worker)))
+            return {"seconds": seconds}
+
+        self._fresh(f"memory at {DEPTH}", run, repeats=1)
+
+    def idle(self) -> None:
+        """CPU time of a session that nobody calls, right after a token; the seconds are those it
+        waited."""
+
+        def run(worker: Worker, loaded: dict[str, Any]) -> dict[str, float]:
+            worker.call("generate", count=4, token=1)
+            before = worker.use().cpu_seconds
+            time.sleep(IDLE_SECONDS)
+            return {"seconds": IDLE_SECONDS, "cpu_seconds": worker.use().cpu_seconds - before}
+
+        self._fresh("idle", run, repeats=1)
+
+    def _fresh(
+        self,
+        op: str,
+        run: Callable[[Worker, dict[str, Any]], dict[str, float]],
+        *,
+        repeats: int | None = None,
+    ) -> None:
+        """Each contestant in fresh processes, its files in the page cache: what `run` found, and
+        what the last process held."""
         for who in self.who:
             read_files(self.files(who))
-            with self.start(who) as worker:
-                answer = self.load(worker)
-                prompt = self.tokens[:DEPTH]
-                seconds = worker.call("prefill", tokens=prompt)["seconds"] / DEPTH
-                memory = worker.use()
-                worker.call("save", path=str(self.state(worker)))
-                self.add(
-                    f"memory at {DEPTH}",
-                    worker,
-                    answer["engine"],
-                    [seconds],
-                    private=memory.private,
-                    file=memory.file,
-                    peak=memory.peak,
-                    major_faults=memory.major_faults,
-                )
+            found = []
+            for _ in range(repeats or self.repeats):
+                with self.start(who) as worker:
+                    loaded = self.load(worker)
+                    found.append(run(worker, loaded))
+                    use = worker.use()
+            self.add(
+                op,
+                worker,
+                loaded["engine"],
+                [each["seconds"] for each in found],
+                **{name: value for name, value in found[-1].items() if name != "seconds"},
+                private=use.private,
+                file=use.file,
+                peak=use.peak,
+                major_faults=use.major_faults,
+            )
 
 
 SLICES: dict[str, Callable[[Slice], None]] = {
@@ -261,6 +279,7 @@ SLICES: dict[str, Callable[[Slice], None]] = {
     "load": Slice.load_times,
     "first-token": Slice.first_token,
     "memory": Slice.memory,
+    "idle": Slice.idle,
 }
 
 
@@ -344,8 +363,8 @@ def _compare(checkpoint: Path, gguf: Path, tokens: list[int], python: str) -> Ag
     return agreement(*rows)
 
 
-def main() -> int:
-    """The program; returns the exit code."""
+def arguments_parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -370,10 +389,9 @@ def main() -> int:
     told = commands.add_parser("report")
     told.add_argument("file", type=Path)
     told.set_defaults(run=lambda a: sys.stdout.write(report(*read_lines(a.file))) and 0)
-    arguments = parser.parse_args()
-    code: int = arguments.run(arguments)
-    return code
+    return parser
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    chosen = arguments_parser().parse_args()
+    raise SystemExit(chosen.run(chosen))

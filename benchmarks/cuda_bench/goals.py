@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from goal_table import Goal, goal_rows
 
 from .counts import table
-
-
-@dataclass(frozen=True)
-class Goal:
-    """``at_least``: more is better. ``scale`` and ``unit`` are for print."""
-
-    key: str
-    what: str
-    bound: float
-    at_least: bool = True
-    scale: float = 1.0
-    unit: str = ""
-
-    def text(self, value: float) -> str:
-        digits = 0 if self.scale * value >= 1000 else 2 if self.unit in ("s", "ms", "x") else 1
-        return f"{self.scale * value:,.{digits}f} {self.unit}"
 
 
 def of_copy(key: str, what: str, bound: float) -> Goal:
@@ -52,14 +36,4 @@ GOALS = (
 
 def print_goals(reached: dict[str, float]) -> None:
     """Reached: by key; goals without one were not measured."""
-    rows = [["", "goal", "reached", ""]]
-    for goal in GOALS:
-        sign = ">=" if goal.at_least else "<="
-        row = [goal.what, f"{sign} {goal.text(goal.bound)}"]
-        if goal.key not in reached:
-            rows.append([*row, "not measured", ""])
-            continue
-        value = reached[goal.key]
-        met = value >= goal.bound if goal.at_least else value <= goal.bound
-        rows.append([*row, goal.text(value), "met" if met else "missed"])
-    table("goals", rows)
+    table("goals", goal_rows(GOALS, reached))

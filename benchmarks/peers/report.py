@@ -76,20 +76,28 @@ def _speed_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     return rows
 
 
+def pair_ratios(engine: Line, llama: Line) -> list[float]:
+    """How many times faster the engine is, of each pair; none where they were not measured in
+    turn."""
+    in_turn = engine.read_peak == llama.read_peak and len(engine.seconds) == len(llama.seconds)
+    if not in_turn:
+        return []
+    return [theirs / ours for ours, theirs in zip(engine.seconds, llama.seconds, strict=True)]
+
+
 def ratio_text(engine: Line, llama: Line) -> str:
     """How many times faster the engine is: median of the pairs and their range where they were
     measured in turn, else of the medians."""
-    in_turn = engine.read_peak == llama.read_peak and len(engine.seconds) == len(llama.seconds)
-    if not in_turn:
+    pairs = pair_ratios(engine, llama)
+    if not pairs:
         return f"{llama.median / engine.median:.2f} (apart)"
-    pairs = [theirs / ours for ours, theirs in zip(engine.seconds, llama.seconds, strict=True)]
     return f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
 
 
 def _other_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     heading = ("", "", "of", "threads", "seconds", "private GiB", "mapped GiB", "goal")
     rows: list[tuple[str, ...]] = [heading]
-    chosen = ("load", "first token", "memory")
+    chosen = ("load", "first token", "memory", "idle")
     latest = {line.key: line for line in lines if line.op.startswith(chosen)}
     for line in sorted(latest.values(), key=lambda each: (each.op, each.case, each.engine)):
         extra = line.extra
