@@ -29,4 +29,9 @@ struct Range {
   [[gnu::always_inline]] std::int64_t size() const { return end - begin; }
 };
 
+template <typename T>
+[[gnu::always_inline]] inline MatrixView<T> rows_of(const MatrixView<T>& view, Range rows) {
+  return {view.row(rows.begin), rows.size(), view.cols, view.stride};
+}
+
 }  // namespace gptoss

@@ -91,11 +91,11 @@ void CpuBackend::write_keys_and_values(const Batch& batch, std::size_t layer, St
     const Segment& segment = batch.segments[s];
     const Range own = intersect(mine, {first, first + segment.num_tokens()});
     if (own.size() == 0) continue;
-    const auto rows_of = [&](MatrixView<float> view) {
-      return MatrixView<const float>{view.row(first), segment.num_tokens(), view.cols, view.stride};
+    const auto own_rows = [&](MatrixView<float> view) {
+      return ActivationBuffer::as_const(rows_of(view, {first, first + segment.num_tokens()}));
     };
     kernels_.kv_write(
-        {rows_of(space_.k), rows_of(space_.v), segment.position,
+        {own_rows(space_.k), own_rows(space_.v), segment.position,
          step.plan->layer_pages(static_cast<std::int64_t>(layer), static_cast<std::int64_t>(s)),
          segment.first_page[static_cast<int>(plan_.layer_group[layer])], config_.num_kv_heads,
          plan_.dtype},
@@ -121,21 +121,22 @@ void CpuBackend::attend(const Batch& batch, std::size_t layer, Step& step) {
       step.barrier();
     }
   }
-  for_rows(worker, counter(layer, kOut), step.redundant(), config_.hidden_size,
-           dense_unit_rows(config_.hidden_size), [&](Range rows) {
-             linear(kernels_, dense_.layers[layer].out, space_.attention.activations(),
-                    Epilogue::kAdd, space_.residual, rows,
-                    step.space.kernel_scratch.as<std::byte>());
-           });
+  const Activations x = space_.attention.activations();
+  for_units(worker, counter(layer, kOut), step.redundant(),
+            dense_units(step.num_tokens, config_.hidden_size), [&](Range tokens, Range rows) {
+              linear(kernels_, dense_.layers[layer].out, x.rows(tokens), Epilogue::kAdd,
+                     rows_of(space_.residual, tokens), rows,
+                     step.space.kernel_scratch.as<std::byte>());
+            });
   step.barrier();
 }
 
 // Tokens are few: an equal share of the bytes, which rows of int8 and of bf16 have not. Else rows
-// from the counter.
+// and tokens from the counter.
 void CpuBackend::project(std::span<const Projection> parts, const Activations& x,
                          WorkCounter& counter, Step& step) {
-  const auto product = [&](const Projection& part, Range rows) {
-    linear(kernels_, part.matrix, x, Epilogue::kStore, part.out, rows,
+  const auto product = [&](const Projection& part, Range tokens, Range rows) {
+    linear(kernels_, part.matrix, x.rows(tokens), Epilogue::kStore, rows_of(part.out, tokens), rows,
            step.space.kernel_scratch.as<std::byte>());
   };
   std::int64_t num_rows = 0;
@@ -148,16 +149,17 @@ void CpuBackend::project(std::span<const Projection> parts, const Activations& x
     const Range bytes = step.worker.share(num_bytes);
     std::int64_t first = 0;
     for (const Projection& part : parts) {
-      product(part, rows_within(part.matrix, first, bytes));
+      product(part, step.tokens(), rows_within(part.matrix, first, bytes));
       first += part.matrix.rows() * part.matrix.row_bytes();
     }
     return;
   }
-  for_rows(step.worker, counter, false, num_rows, dense_unit_rows(num_rows), [&](Range rows) {
+  const ProductUnits units = dense_units(step.num_tokens, num_rows);
+  for_units(step.worker, counter, false, units, [&](Range tokens, Range rows) {
     std::int64_t first = 0;
     for (const Projection& part : parts) {
       const Range own = intersect(rows, {first, first + part.matrix.rows()});
-      product(part, {own.begin - first, own.end - first});
+      product(part, tokens, {own.begin - first, own.end - first});
       first += part.matrix.rows();
     }
   });

@@ -133,11 +133,12 @@ void CpuBackend::logits(const Batch& batch, Step& step) {
 
   step.zone.next("unembedding");
   const MatrixView<float> out = matrix(batch.logits, num_rows, config_.vocab_size);
-  for_rows(worker, counters_.back(), num_rows <= kRedundantTokens, config_.vocab_size,
-           dense_unit_rows(config_.vocab_size), [&](Range rows) {
-             linear(kernels_, dense_.unembedding, norm.activations(), Epilogue::kStore, out, rows,
-                    step.space.kernel_scratch.as<std::byte>());
-           });
+  for_units(worker, counters_.back(), num_rows <= kRedundantTokens,
+            dense_units(num_rows, config_.vocab_size), [&](Range tokens, Range rows) {
+              linear(kernels_, dense_.unembedding, norm.activations().rows(tokens),
+                     Epilogue::kStore, rows_of(out, tokens), rows,
+                     step.space.kernel_scratch.as<std::byte>());
+            });
 }
 
 }  // namespace gptoss::cpu

@@ -19,9 +19,17 @@
 
 namespace gptoss::cpu {
 
-constexpr std::int64_t kMaxBatchTokens = 512;
 // Rows a thread takes at a time where tokens are many and threads may be disturbed.
 constexpr std::int64_t kRowGrain = 64;
+constexpr std::int64_t kTokenGrain = 16;
+
+// How a product of many tokens is cut: into units of some tokens and some rows.
+struct ProductUnits {
+  std::int64_t num_tokens;
+  std::int64_t tokens;  // of a unit
+  std::int64_t num_rows;
+  std::int64_t rows;
+};
 
 // A token's bytes give every thread enough to do between two barriers, or fewer threads are faster.
 int most_useful_threads(const ModelConfig& config);
@@ -49,7 +57,7 @@ class CpuBackend final : public Backend {
   }
   const KvPlan& kv_plan() const override { return plan_; }
   int num_threads() const override { return pool_.num_threads(); }
-  std::int64_t max_batch_tokens() const override { return kMaxBatchTokens; }
+  std::int64_t max_batch_tokens() const override { return kernels_.max_batch_tokens; }
 
   PageId allocate_page(KvGroup group) override { return storage_.allocate(group); }
   void free_page(KvGroup group, PageId page) noexcept override { storage_.free(group, page); }
@@ -123,8 +131,14 @@ class CpuBackend final : public Backend {
     const std::int64_t share = total / (8 * pool_.num_threads()) / kRowGrain * kRowGrain;
     return std::clamp(share, least, most);
   }
-  std::int64_t dense_unit_rows(std::int64_t num_rows) const {
-    return unit_rows(num_rows, kRowGrain, kernels_.dense_unit_rows);
+  ProductUnits dense_units(std::int64_t num_tokens, std::int64_t num_rows) const {
+    const std::int64_t groups =
+        (num_tokens + kernels_.dense_unit_tokens - 1) / kernels_.dense_unit_tokens;
+    const std::int64_t tokens = (num_tokens + groups - 1) / groups;
+    return {.num_tokens = num_tokens,
+            .tokens = (tokens + kTokenGrain - 1) / kTokenGrain * kTokenGrain,
+            .num_rows = num_rows,
+            .rows = unit_rows(groups * num_rows, kRowGrain, kernels_.dense_unit_rows)};
   }
   std::int64_t expert_unit_rows() const {
     return unit_rows(config_.num_experts * 2 * config_.intermediate_size, kExpertUnitRowsMin,
@@ -168,22 +182,28 @@ struct CpuBackend::Step {
   }
 };
 
-// Takes rows of a product: an equal share where tokens are few and every thread streams its part of
-// the weights once, pieces of `grain` from a counter otherwise. (A last eighth from a counter in
-// the first case makes threads wait half as long for each other, and its short streams eat that
-// up.)
+// Takes parts of a product: an equal share of the rows where tokens are few and every thread
+// streams its part of the weights once, units from a counter otherwise. (A last eighth from a
+// counter in the first case makes threads wait half as long for each other, and its short streams
+// eat that up.)
 template <typename Body>
-void for_rows(Worker& worker, WorkCounter& counter, bool few_tokens, std::int64_t num_rows,
-              std::int64_t grain, Body&& body) {
+void for_units(Worker& worker, WorkCounter& counter, bool few_tokens, const ProductUnits& units,
+               Body&& body) {
+  const Range all{0, units.num_tokens};
   if (few_tokens) {
-    const Range rows = worker.share(num_rows, kRowGrain);
-    if (rows.size() > 0) body(rows);
+    const Range rows = worker.share(units.num_rows, kRowGrain);
+    if (rows.size() > 0) body(all, rows);
     return;
   }
+  const std::int64_t groups = (units.num_tokens + units.tokens - 1) / units.tokens;
+  const std::int64_t parts = (units.num_rows + units.rows - 1) / units.rows;
   for (;;) {
-    const Range rows = counter.take(num_rows, grain);
-    if (rows.size() == 0) return;
-    body(rows);
+    const Range unit = counter.take(parts * groups, 1);
+    if (unit.size() == 0) return;
+    const std::int64_t token = unit.begin % groups * units.tokens;
+    const std::int64_t row = unit.begin / groups * units.rows;
+    body(Range{token, std::min(token + units.tokens, units.num_tokens)},
+         Range{row, std::min(row + units.rows, units.num_rows)});
   }
 }
 

@@ -62,6 +62,30 @@ DenseWeights::DenseWeights(const Weights& weights, bool int8, bool float32,
   }
 }
 
+Activations Activations::rows(Range range) const {
+  const std::int64_t count = range.size();
+  const auto part = [&]<typename T>(T*& data, std::int64_t row_size) {
+    if (data != nullptr) data += range.begin * row_size;
+  };
+  Activations x = *this;
+  x.values.rows = x.int8.rows = x.int15.rows = x.bf16.rows = count;
+  const std::int64_t cols = values.cols;
+  const std::int64_t blocks = cols / kMxBlock;
+  part(x.values.data, values.stride);
+  part(x.int8.q, cols);
+  part(x.int8.scales, blocks);
+  part(x.int8.sums, blocks);
+  part(x.int15.codes, cols);
+  part(x.int15.scales, blocks);
+  part(x.int15.sums, blocks);
+  part(x.bf16.values, cols);
+  part(x.bf16.bytes, 2 * cols);
+  part(x.bf16.scales, blocks);
+  part(x.bf16.sums, blocks);
+  part(x.bf16.codes, cols);
+  return x;
+}
+
 void linear(const KernelTable& kernels, const DenseMatrix& weight, const Activations& x,
             Epilogue epilogue, MatrixView<float> out, Range rows, std::byte* scratch) {
   if (rows.size() == 0) return;

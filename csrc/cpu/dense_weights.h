@@ -34,6 +34,8 @@ struct Activations {
   Int8Activations int8{};
   Int15Activations int15{};
   Bf16Activations bf16{};
+
+  Activations rows(Range range) const;
 };
 
 struct DenseLayer {

@@ -47,6 +47,8 @@ constexpr KernelTable make_amx_table() {
   static_assert(kTileRows == kRowTile);
   table.dense_unit_rows = 1024;
   table.expert_unit_rows = 2880;
+  table.dense_unit_tokens = kAmxTokens;
+  table.max_batch_tokens = 1024;
   table.expert_forms = {.bf16 = true};
   table.int8_forms = {.bf16 = true};
   table.scratch_bytes = scratch_bytes_amx;

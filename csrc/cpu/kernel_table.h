@@ -150,6 +150,10 @@ struct KernelTable {
   // expert's. More share the packing of the tokens.
   std::int64_t dense_unit_rows;
   std::int64_t expert_unit_rows;
+  // Tokens a thread takes at a time of a dense product, at most: as many as are packed at a time.
+  std::int64_t dense_unit_tokens;
+  // Most tokens of a step: more share the expansion of experts' weights.
+  std::int64_t max_batch_tokens;
   // What linear_mxfp4_int8 and linear_int8 read.
   ActivationForms expert_forms;
   ActivationForms int8_forms;

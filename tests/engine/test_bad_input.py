@@ -472,7 +472,7 @@ def test_pages_that_cannot_be_had_leave_the_session_usable() -> None:
         LIMIT
         + """
     session, other = model.session(), model.session()
-    other.forward(tokens[:600])  # the workspace of a whole chunk is there
+    other.forward(tokens[:1100])  # the workspace of a whole chunk is there
     expected = other.forward([7])
     other.close()
     session.forward(tokens[:10])
@@ -485,7 +485,7 @@ def test_pages_that_cannot_be_had_leave_the_session_usable() -> None:
         assert session.tokens == tokens[:10]
         assert session.cached == 10
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    session.forward(tokens[10:600])
+    session.forward(tokens[10:1100])
     assert np.array_equal(session.forward([7]), expected)
     """
     )

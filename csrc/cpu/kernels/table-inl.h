@@ -18,6 +18,8 @@ constexpr KernelTable make_table(Isa isa) {
           .row_tile = kRowTile,
           .dense_unit_rows = 64,
           .expert_unit_rows = 256,
+          .dense_unit_tokens = 512,
+          .max_batch_tokens = 512,
           .expert_forms = {.int8 = true},
           .int8_forms = {.int15 = true},
           .scratch_bytes = scratch_bytes,
