@@ -6,15 +6,12 @@
 #include <cmath>
 #include <cstdint>
 
+#include "base/cpu_features.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#endif
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace gptoss {
@@ -115,18 +112,11 @@ static_assert(sizeof(TileConfig) == 64);
 // Not on the stack: GCC 12 takes ldtilecfg to read 8 bytes and drops the stores of the others.
 constexpr TileConfig kTileConfig;
 
-// Linux gives a process the tile state on request only (arch_prctl(2)).
-bool has_tiles() {
-  constexpr int kRequestPermission = 0x1023;
-  constexpr int kTileData = 18;
-  return __builtin_cpu_supports("amx-tile") &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
 bool has_amx_int8() {
-  return __builtin_cpu_supports("amx-int8") && has_tiles();
+  return __builtin_cpu_supports("amx-int8") && tiles_granted();
 }
 bool has_amx_bf16() {
-  return __builtin_cpu_supports("amx-bf16") && has_tiles();
+  return __builtin_cpu_supports("amx-bf16") && tiles_granted();
 }
 
 // Four sums, two tiles of each factor: as a matrix product holds them, and four times 16 cycles

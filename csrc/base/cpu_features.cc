@@ -49,20 +49,6 @@ std::uint64_t saved_states() {
   return static_cast<std::uint64_t>(high) << 32 | low;
 }
 
-// Asks the kernel for the tiles' state, which it hands out by process since it enlarges the frames
-// of signals; refused where a thread's alternate stack is too small for them, and by old kernels.
-// Threads and children of os.fork inherit it (Linux, Documentation/arch/x86/xstate.rst).
-bool tiles_granted() {
-#if defined(__linux__)
-  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
-  constexpr long kTileData = 18;
-  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  return granted;
-#else
-  return false;
-#endif
-}
-
 // Of a processor with AVX-512. Intel SDM volume 1, 18.2, and the table of CPUID leaf 7.
 bool has_amx(const Registers& extended, std::uint64_t states) {
   constexpr std::uint32_t kVbmi = 1u << 1;                          // ecx
@@ -121,6 +107,17 @@ std::string trimmed(const std::string& text) {
 }
 
 }  // namespace
+
+bool tiles_granted() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 
 const char* isa_name(Isa isa) {
   switch (isa) {

@@ -17,6 +17,11 @@ Isa isa_from_name(const std::string& name);
 std::vector<Isa> available_isas();
 // The highest available, or GPT_OSS_NATIVE_ISA.
 Isa default_isa();
+// Asks Linux for the state of AMX's tiles, once, and tells whether it gave it. It hands it out by
+// process since it enlarges the frames of signals; refused where a thread's alternate stack is too
+// small for them, and by old kernels. Threads and children of os.fork inherit it
+// (Linux, Documentation/arch/x86/xstate.rst). The processor must have tiles.
+bool tiles_granted();
 // Marketing name of the processor, for reports.
 std::string cpu_model_name();
 
