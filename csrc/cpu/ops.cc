@@ -112,6 +112,7 @@ class CpuOps final : public OpTable {
   template <typename Body>
   void share(std::int64_t total, std::int64_t grain, Body&& body) {
     if (scratch_.empty()) size_scratch(kHeadDim);
+    if (total <= grain) return body(Range{0, total}, scratch_[0].as<std::byte>());
     pool_.run([&](Worker& worker) {
       const Range mine = worker.share(total, grain);
       if (mine.size() > 0) {

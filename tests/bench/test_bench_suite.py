@@ -72,6 +72,10 @@ def test_bytes_are_those_of_the_arrays_that_the_op_touches(
             result = called(*arguments, **keywords)
             outputs = result if isinstance(result, tuple) else (result,)
             arrays = [a for a in (*arguments, *outputs) if isinstance(a, np.ndarray)]
+            if name == "moe_combine":  # changed in place, and given back
+                arrays.pop()
+            if name == "rope":  # so is what it takes a copy of first
+                arrays.pop(0)
             if name == "embed":  # of the table, only the rows asked for
                 arrays[1] = arrays[1][: arrays[0].size]
             touched.append(sum(array.nbytes for array in arrays))

@@ -1,7 +1,8 @@
 """The cases of every op: the shapes of gpt-oss-20b and 120b, in decoding and in a prompt.
 
 A case's bytes are what it reads and writes at least, each once: weights in their format, float32
-activations in and out. Its operations are the multiply-adds of its products, counted twice. Names
+activations in and out; what an op changes in place counts once, since it goes back to memory after
+the clock has stopped. Its operations are the multiply-adds of its products, counted twice. Names
 end in how many tokens there are; where a name has no model in it, both models have the shape.
 """
 
@@ -127,7 +128,7 @@ def rope() -> Iterator[OpCase]:
             x, cos_sin = _normal(random, tokens, heads * HEAD), _normal(random, tokens, HEAD)
             return lambda **where: ops.rope(x, cos_sin, **where)
 
-        num_bytes = tokens * (heads * HEAD * 2 * F32 + HEAD * F32)
+        num_bytes = tokens * (heads * HEAD + HEAD) * F32
         yield OpCase(op="rope", case=f"72 heads, {_count(tokens)}", num_bytes=num_bytes, make=make)
 
 
@@ -233,7 +234,7 @@ def moe_combine() -> Iterator[OpCase]:
             out = np.zeros((tokens, HIDDEN), np.float32)
             return lambda **where: ops.moe_combine(expert_out, weights, out, **where)
 
-        num_bytes = tokens * HIDDEN * (TOP_K + 2) * F32
+        num_bytes = tokens * HIDDEN * (TOP_K + 1) * F32
         yield OpCase(op="moe_combine", case=f"{_count(tokens)}", num_bytes=num_bytes, make=make)
 
 
