@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from typing import Any
 
 import numpy as np
 from gpt_oss_native import GptOssError, Model, Sampling, _core
+from serving import serve
 
 GREEDY = Sampling(temperature=0)
 
@@ -89,21 +88,5 @@ class Engine:
         return {"bytes": ModelBencher(self._model, dense=dense).token_bytes(position)}
 
 
-def main() -> None:
-    """Answer requests until the input ends."""
-    engine = Engine()
-    for line in sys.stdin:
-        request = json.loads(line)
-        out = request.pop("out", None)
-        try:
-            answer = getattr(engine, request.pop("call"))(**request)
-            if "rows" in answer:
-                np.save(out, answer.pop("rows"))
-        except GptOssError as error:
-            answer = {"error": str(error)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Engine(), GptOssError)

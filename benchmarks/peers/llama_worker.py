@@ -10,13 +10,12 @@ chooses it, repacking as it chooses.
 from __future__ import annotations
 
 import ctypes
-import json
-import sys
 import time
 from typing import Any
 
 import llama_cpp as lib
 import numpy as np
+from serving import serve
 
 
 class Engine:
@@ -116,24 +115,5 @@ class Engine:
         return np.ctypeslib.as_array(pointer, shape=(self._vocab,))
 
 
-def main() -> None:
-    """Answer requests until the input ends."""
-    engine = Engine()
-    # llama.cpp's own messages must not come between the answers.
-    answers = sys.stdout
-    sys.stdout = sys.stderr
-    for line in sys.stdin:
-        request = json.loads(line)
-        out = request.pop("out", None)
-        try:
-            answer = getattr(engine, request.pop("call"))(**request)
-            if "rows" in answer:
-                np.save(out, answer.pop("rows"))
-        except RuntimeError as error:
-            answer = {"error": str(error)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Engine(), RuntimeError)
