@@ -48,8 +48,8 @@ def floors(model: gon.Model) -> dict[str, float]:
     return {
         "qkv_small": 2.0 * c.hidden_size * (q + 2 * kv),
         "out_small": 2.0 * c.hidden_size * q,
-        "gate_up_small": chosen * 2 / 3,
-        "down_small": chosen / 3,
+        "gate_up_row": chosen * 2 / 3,
+        "down_row": chosen / 3,
         "unembedding_small": 2.0 * c.vocab_size * c.hidden_size,
     }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "cuda/kernels/expert_row.h"
+
 namespace gptoss::cuda {
 namespace {
 
@@ -189,14 +191,17 @@ void SmallStep::launch_layer(const Group& row_group, std::size_t index, cudaStre
       .num_rows = step.num_rows,
       .num_experts = num_experts,
       .experts_per_token = static_cast<std::int32_t>(c.experts_per_token)};
-  gate_up_small({.routing = routing,
+  const bool alone = row_group.step_rows == 1 && expert_row_fits(c, device_);
+  gate_up_small({.alone = alone,
+                 .routing = routing,
                  .weight = layer.gate_up,
                  .bias = layer.gate_up_bias,
                  .limit = c.swiglu_limit,
                  .alpha = c.swiglu_alpha,
                  .buffers = buffers},
                 device_, kEarly, stream);
-  down_small({.routing = routing,
+  down_small({.alone = alone,
+              .routing = routing,
               .weight = layer.down,
               .bias = layer.down_bias,
               .next_norm = is_last ? model_.final_norm : model_.layers[index + 1].attn_norm,

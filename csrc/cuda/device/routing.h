@@ -144,44 +144,50 @@ __device__ __forceinline__ float logit_of_key(unsigned key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
 }
 
-// One row by one warp, kPerLane experts a lane: its norm factor, experts and weights. All that is
-// read is asked for at once, and the code is short: it runs once, from a cold instruction cache.
+// A row's choice, lane i < k having the i-th best expert.
+struct RowChoice {
+  int expert;
+  int place;  // among the row's experts in ascending order
+  float weight;
+  float factor;  // 1 / rms, in every lane
+};
+
+// One row by one warp, kPerLane experts a lane, whose biases the lane has. All that is read is
+// asked for at once, and the code is short: it runs once, from a cold instruction cache.
 template <int kPerLane>
-__device__ __forceinline__ void route_row(const RoutingArgs& args, int row, Routing& routing) {
+__device__ __forceinline__ RowChoice choose_for_row(const RoutingArgs& args, int row,
+                                                    const float (&bias)[kPerLane]) {
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const int k = args.experts_per_token;
   const unsigned bad = __ldcg(args.sums.not_finite + row);
-  const int position = args.positions[row];
-  int expert = 0;
+  RowChoice choice{};
   if (args.forced != nullptr && lane < k) {
-    expert = args.forced[static_cast<std::int64_t>(row) * k + lane];
+    choice.expert = args.forced[static_cast<std::int64_t>(row) * k + lane];
   }
   long long sums[kPerLane];
-  float bias[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int id = i * kWarp + lane;
-    const bool there = id < args.num_experts;
-    sums[i] = there ? static_cast<long long>(__ldcg(
-                          args.sums.sums + static_cast<std::int64_t>(row) * args.num_experts + id))
-                    : 0;
-    bias[i] = there ? to_float(args.bias[id]) : 0.0f;
+    sums[i] = id < args.num_experts
+                  ? static_cast<long long>(__ldcg(
+                        args.sums.sums + static_cast<std::int64_t>(row) * args.num_experts + id))
+                  : 0;
   }
   const float* squares = args.squares + static_cast<std::int64_t>(row) * (args.hidden / kTileRows);
-  const float factor =
+  choice.factor =
       norm_factor(args.hidden, args.eps, [&](int tile) { return __ldcg(squares + tile); });
   float logits[kPerLane];
   unsigned keys[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const float sum = static_cast<float>(sums[i]) * (1.0f / kRouterUnits);
-    logits[i] = bad != 0 ? __int_as_float(0x7fc00000) : sum * factor + bias[i];
+    logits[i] = bad != 0 ? __int_as_float(0x7fc00000) : sum * choice.factor + bias[i];
     keys[i] = i * kWarp + lane < args.num_experts ? rank_key(logits[i]) : 0;
   }
-  float logit = 0.0f;  // of `expert`
+  float logit = 0.0f;  // of the lane's expert
   if (args.forced == nullptr) {
 #pragma unroll 1
-    for (int choice = 0; choice < k; ++choice) {
+    for (int round = 0; round < k; ++round) {
       unsigned best = 0;
       int best_id = 0;
 #pragma unroll
@@ -193,8 +199,8 @@ __device__ __forceinline__ void route_row(const RoutingArgs& args, int row, Rout
       }
       const unsigned top = __reduce_max_sync(kAllLanes, best);
       const int id = __reduce_min_sync(kAllLanes, best == top ? best_id : kMaxRoutedExperts);
-      if (lane == choice) {
-        expert = id;
+      if (lane == round) {
+        choice.expert = id;
         logit = logit_of_key(top);
       }
 #pragma unroll
@@ -205,25 +211,45 @@ __device__ __forceinline__ void route_row(const RoutingArgs& args, int row, Rout
   } else {
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      const float there = __shfl_sync(kAllLanes, logits[i], expert % kWarp);
-      if (expert / kWarp == i) logit = there;
+      const float there = __shfl_sync(kAllLanes, logits[i], choice.expert % kWarp);
+      if (choice.expert / kWarp == i) logit = there;
     }
   }
   const float top = warp_max(lane < k ? logit : -INFINITY);
   const float power = lane < k ? expf(logit - top) : 0.0f;
-  const float weight = power / warp_sum(power);
-  int place = 0;  // among the row's experts in ascending order
+  choice.weight = power / warp_sum(power);
 #pragma unroll 1
   for (int other = 0; other < k; ++other) {
-    const int id = __shfl_sync(kAllLanes, expert, other);
-    if (id < expert || (id == expert && other < lane)) ++place;
+    const int id = __shfl_sync(kAllLanes, choice.expert, other);
+    if (id < choice.expert || (id == choice.expert && other < lane)) ++choice.place;
   }
-  if (lane < k) {
-    routing.expert[row][place] = static_cast<std::int16_t>(position < 0 ? -1 : expert);
-    routing.weight[row][place] = weight;
-    if (position >= 0) atomicOr(&routing.rows[expert], 1u << row);
+  return choice;
+}
+
+// The biases of a lane's experts, of args.num_experts.
+template <int kPerLane>
+__device__ __forceinline__ void load_router_bias(float (&bias)[kPerLane], const RoutingArgs& args) {
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int id = i * kWarp + static_cast<int>(threadIdx.x % kWarp);
+    bias[i] = id < args.num_experts ? to_float(args.bias[id]) : 0.0f;
   }
-  if (lane == 0) routing.factor[row] = factor;
+}
+
+template <int kPerLane>
+__device__ __forceinline__ void route_row(const RoutingArgs& args, int row, Routing& routing) {
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  const int position = args.positions[row];
+  float bias[kPerLane];
+  load_router_bias(bias, args);
+  const RowChoice choice = choose_for_row(args, row, bias);
+  if (lane < args.experts_per_token) {
+    routing.expert[row][choice.place] =
+        static_cast<std::int16_t>(position < 0 ? -1 : choice.expert);
+    routing.weight[row][choice.place] = choice.weight;
+    if (position >= 0) atomicOr(&routing.rows[choice.expert], 1u << row);
+  }
+  if (lane == 0) routing.factor[row] = choice.factor;
 }
 
 // The rows' experts in ascending order, by one warp.

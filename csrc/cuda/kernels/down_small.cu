@@ -5,6 +5,7 @@
 // number of tiles, where 180 tiles of channels would leave 132 blocks a third idle.
 #include "cuda/device/expert_stream.h"
 #include "cuda/device/small_residual.h"
+#include "cuda/kernels/expert_row.h"
 #include "cuda/kernels/small_launch.h"
 #include "cuda/ptx/dependent_launch.h"
 
@@ -90,13 +91,17 @@ __global__ void __launch_bounds__(kCombineThreads)
 
 void down_small(const DownSmallArgs& args, const DeviceInfo& device, Dependence dependence,
                 cudaStream_t stream) {
-  const std::int64_t most_experts = std::min<std::int64_t>(
-      args.weight.num_experts, args.routing.num_rows * args.routing.experts_per_token);
-  launch_small(device, dependence, args.routing.num_rows, args, "down_small", stream,
-               SmallVariants<DownSmallArgs> GPTOSS_SMALL_KERNELS(down_small_kernel),
-               SmallShape{.threads = kExpertThreads,
-                          .units = most_experts * args.weight.row_tiles(),
-                          .smem = expert_smem_bytes(args.routing.num_rows, args.weight.cols)});
+  if (args.alone) {
+    down_row(args, device, dependence, stream);
+  } else {
+    const std::int64_t most_experts = std::min<std::int64_t>(
+        args.weight.num_experts, args.routing.num_rows * args.routing.experts_per_token);
+    launch_small(device, dependence, args.routing.num_rows, args, "down_small", stream,
+                 SmallVariants<DownSmallArgs> GPTOSS_SMALL_KERNELS(down_small_kernel),
+                 SmallShape{.threads = kExpertThreads,
+                            .units = most_experts * args.weight.row_tiles(),
+                            .smem = expert_smem_bytes(args.routing.num_rows, args.weight.cols)});
+  }
   launch(combine_small_kernel,
          {.blocks = args.routing.num_rows *
                     static_cast<int>(tiles_along(args.weight.rows, kCombineThreads)),

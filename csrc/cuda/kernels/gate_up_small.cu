@@ -3,6 +3,8 @@
 // each for gpt-oss); every block finds the routing itself. The rows g and g + 8 of a tile are an
 // output's gate and up (RowOrder::kSwiglu).
 #include "cuda/device/expert_stream.h"
+#include "cuda/device/swiglu.h"
+#include "cuda/kernels/expert_row.h"
 #include "cuda/kernels/small_launch.h"
 #include "cuda/ptx/dependent_launch.h"
 
@@ -10,12 +12,6 @@ namespace gptoss::cuda {
 namespace {
 
 constexpr int kOutputs = kTileRows / 2;  // of a tile
-
-__device__ __forceinline__ float swiglu(float gate, float up, float limit, float alpha) {
-  gate = gate > limit ? limit : gate;  // NaN stays NaN
-  up = up > limit ? limit : up < -limit ? -limit : up;
-  return gate / (1.0f + expf(-alpha * gate)) * (up + 1.0f);
-}
 
 // A unit's biases of the output that the lane finishes.
 struct OutputBias {
@@ -87,6 +83,7 @@ __global__ void __launch_bounds__(kExpertThreads, 1)
 
 void gate_up_small(const GateUpSmallArgs& args, const DeviceInfo& device, Dependence dependence,
                    cudaStream_t stream) {
+  if (args.alone) return gate_up_row(args, device, dependence, stream);
   const std::int64_t most_experts = std::min<std::int64_t>(
       args.weight.num_experts, args.routing.num_rows * args.routing.experts_per_token);
   launch_small(device, dependence, args.routing.num_rows, args, "gate_up_small", stream,

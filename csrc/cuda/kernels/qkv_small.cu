@@ -11,6 +11,9 @@ namespace {
 
 constexpr int kHalf = 32;  // kHeadDim / 2
 constexpr int kTilesPerHead = 4;
+// More than half of an SM, yet no more than down_row leaves: a row's first weights come while the
+// experts before it end.
+constexpr std::size_t kBesideDown = 113000;
 static_assert(kHeadDim == 2 * kHalf && kHeadDim == kTilesPerHead * kTileRows);
 
 // What a row's epilogue needs of the step, in shared memory before the product is there.
@@ -92,10 +95,10 @@ __global__ void __launch_bounds__(kDenseWarps* kWarp, kTokens == 1 ? 2 : 1)
   const std::int64_t tile_bytes = args.weight.k_tiles() * kDenseTileBytes;
   TileLocator locate(args.weight.data, tile_bytes);
   Stream stream(smem.barriers, smem.ring, hidden);
-  stream.start(num_units, locate);
   ptx::launch_dependents();
   bias.load(args.bias, num_units);
   places.load(args, first_row, num_rows);
+  stream.start(num_units, locate);  // after the few numbers above, which would wait for it
   ptx::wait_for_dependencies();
 
   const auto row_of = [&](int row) { return first_row + row; };
@@ -137,7 +140,8 @@ void qkv_small(const QkvSmallArgs& args, const DeviceInfo& device, Dependence de
                           .units = args.weight.row_tiles(),
                           .groups = row_groups(args.step.num_rows),
                           .smem = dense_smem_bytes(args.step.num_rows, args.weight.cols) +
-                                  squares_bytes(args.step.num_rows, args.weight.cols)});
+                                  squares_bytes(args.step.num_rows, args.weight.cols),
+                          .least_smem = kBesideDown});
 }
 
 }  // namespace gptoss::cuda

@@ -94,6 +94,7 @@ struct RoutingArgs {
 // h = swiglu(xs W_e^T / rms + bias_e) for every row and each of its experts, in ascending order,
 // and the experts' weights.
 struct GateUpSmallArgs {
+  bool alone;  // the step's only row, of a model that expert_row.h's kernels take
   RoutingArgs routing;
   MxTiles weight;
   const __nv_bfloat16* bias;  // [num_experts][2 * intermediate], in the order of the rows
@@ -107,6 +108,7 @@ void gate_up_small(const GateUpSmallArgs& args, const DeviceInfo& device, Depend
 // residual += sum over the row's experts, ascending, of weight * (h W_e^T + bias_e); xs and sums of
 // squares of the new residual.
 struct DownSmallArgs {
+  bool alone;  // likewise
   RoutingArgs routing;
   MxTiles weight;
   const __nv_bfloat16* bias;       // [num_experts][hidden]

@@ -31,6 +31,9 @@ struct SmallShape {
   std::int64_t units;  // blocks that have something to do
   int groups = 1;      // of rows, which share the device's multiprocessors
   std::size_t smem;
+  // One block an SM: where the next kernel's block fits beside it, its first weights delay what
+  // this one still reads, and a token takes 2,890 us instead of 1,839 (gpt-oss-20b on an H200).
+  std::size_t least_smem = 150000;
 };
 
 // Groups of kGroupRows rows that a dense product's blocks take side by side: all of them read the
@@ -45,16 +48,13 @@ void launch_small(const DeviceInfo& device, Dependence dependence, int num_rows,
                   const SmallShape& shape) {
   const int size = num_rows == 1 ? 0 : num_rows <= 8 ? 1 : 2;
   const auto kernel = device.compute_capability >= 90 ? variants.bulk[size] : variants.async[size];
-  // One block an SM: where the next kernel's block fits beside it, its first weights delay what
-  // this one still reads, and a token takes 2,890 us instead of 1,839 (gpt-oss-20b on an H200).
-  constexpr std::size_t kAlone = 150000;
   constexpr std::size_t kStatic = 8192;  // at most, of the kernels' own
   launch(kernel,
          {.blocks =
               static_cast<int>(std::min<std::int64_t>(device.num_sms / shape.groups, shape.units)),
           .groups = shape.groups,
           .threads = shape.threads,
-          .smem = std::max(shape.smem, std::min(kAlone, device.smem_per_block - kStatic)),
+          .smem = std::max(shape.smem, std::min(shape.least_smem, device.smem_per_block - kStatic)),
           .dependence = dependence},
          args, op, stream);
 }
