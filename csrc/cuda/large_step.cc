@@ -54,8 +54,8 @@ std::size_t LargeStep::lay_out(const ModelConfig& c, std::int32_t max_rows, std:
   pieces.take(b.expert_ids, slots);
   pieces.take(b.expert_weights, slots);
   pieces.take(b.places, slots);
-  pieces.take(b.tiles, expert_tiles_bound(slots, c.num_experts, kLeastTileTokens));
-  pieces.take(b.num_tiles, 1);
+  pieces.take(b.tiles, expert_tiles_bound(slots, c.num_experts, kLeastTileTokens) + 1);
+  pieces.take(b.num_tiles, 1 + kTileCounters);
   pieces.take(b.logit_rows, std::min(max_rows, kLogitRows) * c.hidden_size);
   b.attention = pieces.take_bytes(attention_workspace_bytes(c.num_heads));
   const std::size_t shared = pieces.used();
@@ -224,7 +224,8 @@ void LargeStep::moe_block(const StepView& step, std::size_t layer, cudaStream_t 
                         .out = buffers_.activations,
                         .out_stride = c.intermediate_size,
                         .swiglu_limit = c.swiglu_limit,
-                        .swiglu_alpha = c.swiglu_alpha};
+                        .swiglu_alpha = c.swiglu_alpha,
+                        .num_taken = buffers_.num_tiles + 1};
   linear_mxfp4(product, device_, stream);
   product.weight = w.down;
   product.bias = w.down_bias;
@@ -233,6 +234,7 @@ void LargeStep::moe_block(const StepView& step, std::size_t layer, cudaStream_t 
   product.out = buffers_.expert_out;
   product.out_stride = c.hidden_size;
   product.tiles_ready = true;
+  product.num_taken = buffers_.num_tiles + 2;
   linear_mxfp4(product, device_, stream);
   const bool last = layer + 1 == model_.layers.size();
   moe_combine({.expert_out = buffers_.expert_out,

@@ -41,11 +41,10 @@ std::int32_t expert_tile_tokens(std::int32_t num_slots, std::int32_t num_experts
                                 const DeviceInfo& device) {
   constexpr std::int32_t kPortable = 128;
   constexpr std::int32_t kFew = 64;
-  constexpr std::int32_t kWide = 256;
+  constexpr std::int32_t kWide = 192;
   if (!has_wgmma(device)) return kPortable;
   // Up to 48 tokens an expert its weights' bytes are the time: kernels that decode them fast.
   const std::int32_t mean = num_slots / std::min(num_experts, num_slots);
-  if (mean <= 8) return kLeastTileTokens;
   return mean <= 48 ? kFew : kWide;
 }
 

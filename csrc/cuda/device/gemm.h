@@ -26,7 +26,7 @@ struct TokenTiles {
   __device__ TokenTile at(std::int32_t index) const {
     if (list != nullptr) return list[index];
     const std::int32_t begin = index * tile_tokens;
-    return {0, begin, min(tile_tokens, num_tokens - begin)};
+    return {0, begin, min(tile_tokens, num_tokens - begin), 0};
   }
 };
 
@@ -35,10 +35,13 @@ struct GemmArgs {
   std::int32_t num_stages;  // 64 columns each, or twice as many (gemm_few_sm90.h)
   std::int32_t row_tiles;   // of one expert's matrix
   std::int32_t row_blocks;  // tiles of the grid along the rows
-  std::int32_t box_tokens;  // rows of a token box, a divisor of kMaxTokens
+  std::int32_t box_tokens;  // rows of the first token map's box
   // No kernel that may still be running writes the list of tiles (or there is none): the weights of
   // the first stages can be asked for.
   bool early = false;
+  // Null: every gridDim.x-th tile is a block's. Otherwise zero at first, counts the tiles taken
+  // past the blocks' first ones: who is done takes the next.
+  std::int32_t* num_taken = nullptr;
   TileOutputArgs output;
 };
 

@@ -22,6 +22,9 @@
 
 namespace gptoss::cuda {
 
+// Beside each stage: two barriers, and where it is the first of a tile, that tile.
+constexpr int kBesideStageBytes = 32;
+
 // kConsumers warpgroups of 64 rows each; token tiles up to kMaxTokens, in
 // multiples of kGranule.
 template <WeightFormat kFormatOf, int kConsumersOf, int kMaxTokensOf, int kGranuleOf>
@@ -32,39 +35,67 @@ struct GemmShape {
   static constexpr int kMaxTokens = kMaxTokensOf;
   static constexpr int kGranule = kGranuleOf;
   static constexpr int kRowTiles = 4 * kConsumers;  // one a consumer warp
+  // Tiles of a list differ in tokens: blocks take the next one when they are done, and for each
+  // width there is a map, so that one copy brings a stage's.
+  static constexpr bool kTakesTiles = kFormat == WeightFormat::kMxfp4;
+  static constexpr int kTokenMaps = kFormat == WeightFormat::kBf16 ? 1 : kMaxTokens / kGranule;
   static constexpr int kWeightTileBytes =
       kFormat == WeightFormat::kBf16 ? kStageSteps * kDenseTileBytes : kMxRecordBytes;
   static constexpr int kTokenBytes = kMaxTokens * kTokenRowBytes;
   static constexpr int kStageBytes =
       kTokenBytes + (kRowTiles * kWeightTileBytes + 1023) / 1024 * 1024;
-  // All that a block may have, less the alignment of the first stage and the barriers.
+  // All that a block may have, less the alignment of the first stage and what is beside stages.
   static constexpr int kMostStages = 24;
-  static constexpr int kRoom = 227 * 1024 - 1024 - 16 * kMostStages;
+  static constexpr int kRoom = 227 * 1024 - 1024 - kBesideStageBytes * kMostStages;
   static constexpr int kStages =
       kRoom / kStageBytes < kMostStages ? kRoom / kStageBytes : kMostStages;
-  static constexpr int kSmemBytes = 1024 + kStages * (kStageBytes + 16);
+  static constexpr int kSmemBytes = 1024 + kStages * (kStageBytes + kBesideStageBytes);
   // Accumulators of 128 registers want more than an equal share; the producer needs few.
-  static constexpr bool kMoveRegisters = kConsumers == 2 && kMaxTokens == 256;
+  static constexpr bool kMoveRegisters = kThreads * kMaxTokens >= 384 * 256;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
   static_assert(kMaxTokens <= 256 && kMaxTokens % kGranule == 0 && kGranule % 16 == 0);
   static_assert(kStages >= 4, "some are read from while others are filled");
 };
 
-// The block's tiles, in order.
-struct TileWalk {
-  const GemmArgs& args;
-  std::int32_t index;
-  std::int32_t end;
+// A tile of the grid; without tokens: there are no more.
+struct GridTile {
+  TokenTile tokens;
+  std::int32_t row_block;
+};
 
-  __device__ explicit TileWalk(const GemmArgs& gemm)
-      : args(gemm),
-        index(static_cast<std::int32_t>(blockIdx.x)),
-        end(gemm.tiles.count() * gemm.row_blocks) {}
-  __device__ __forceinline__ bool more() const { return index < end; }
-  __device__ __forceinline__ void advance() { index += static_cast<std::int32_t>(gridDim.x); }
-  __device__ __forceinline__ TokenTile tokens() const {
-    return args.tiles.at(index / args.row_blocks);
+// A block's tiles: every gridDim.x-th or, with args.num_taken, where tiles differ in size, the next
+// one when it is done. What is in memory about a tile is asked for a tile ahead.
+class TileWalk {
+ public:
+  __device__ explicit TileWalk(const GemmArgs& args)
+      : args_(args),
+        index_(static_cast<std::int32_t>(blockIdx.x)),
+        end_(args.tiles.count() * args.row_blocks) {
+    ask();
   }
-  __device__ __forceinline__ std::int32_t row_block() const { return index % args.row_blocks; }
+
+  // False at the end.
+  __device__ __forceinline__ bool next(GridTile& tile) {
+    if (index_ >= end_) return false;
+    tile = {tokens_, index_ % args_.row_blocks};
+    index_ = static_cast<std::int32_t>(gridDim.x) + (args_.num_taken == nullptr ? index_ : taken_);
+    ask();
+    return true;
+  }
+
+ private:
+  __device__ __forceinline__ void ask() {
+    if (index_ >= end_) return;
+    tokens_ = args_.tiles.at(index_ / args_.row_blocks);
+    if (args_.num_taken != nullptr) taken_ = atomicAdd(args_.num_taken, 1);
+  }
+
+  const GemmArgs& args_;
+  std::int32_t index_;
+  std::int32_t end_;
+  TokenTile tokens_{};
+  std::int32_t taken_ = 0;
 };
 
 // Where in the ring of stages a role stands: the stage's first byte and its barriers.
@@ -89,14 +120,45 @@ struct RingPlace {
   __device__ __forceinline__ static std::uint32_t empty_of(std::uint32_t barrier) {
     return barrier + 8;
   }
+  __device__ __forceinline__ void wait_full() const { ptx::mbarrier_wait(full(), parity); }
+  __device__ __forceinline__ void wait_empty() const { ptx::mbarrier_wait(empty(), parity ^ 1); }
+  // The producer's, before it says that the stage will be full; the consumers', once it is.
+  __device__ __forceinline__ void put_tile(const GridTile& tile) const {
+    ptx::store_shared_16(barrier + 16, make_uint4(tile.tokens.expert, tile.tokens.begin,
+                                                  tile.tokens.count, tile.row_block));
+  }
+  __device__ __forceinline__ GridTile wait_tile() const {
+    wait_full();
+    const uint4 v = ptx::load_shared_16(barrier + 16);
+    const auto number = [](std::uint32_t bits) { return static_cast<std::int32_t>(bits); };
+    return {{number(v.x), number(v.y), number(v.z), 0}, number(v.w)};
+  }
   __device__ __forceinline__ void advance() {
     stage += Shape::kStageBytes;
-    barrier += 16;
-    if (barrier == first_barrier + 16 * Shape::kStages) {
+    barrier += kBesideStageBytes;
+    if (barrier == first_barrier + kBesideStageBytes * Shape::kStages) {
       stage = first_stage;
       barrier = first_barrier;
       parity ^= 1;
     }
+  }
+};
+
+// Where consumers learn of their tiles: from the producer, or by the same walk.
+template <class Shape, bool kTakes = Shape::kTakesTiles>
+struct TileSource {
+  __device__ explicit TileSource(const GemmArgs& /*args*/) {}
+  __device__ __forceinline__ bool next(const RingPlace<Shape>& place, GridTile& tile) const {
+    tile = place.wait_tile();
+    return tile.tokens.count > 0;
+  }
+};
+template <class Shape>
+struct TileSource<Shape, false> {
+  TileWalk walk;
+  __device__ explicit TileSource(const GemmArgs& args) : walk(args) {}
+  __device__ __forceinline__ bool next(const RingPlace<Shape>& /*place*/, GridTile& tile) {
+    return walk.next(tile);
   }
 };
 
@@ -105,18 +167,21 @@ struct RingPlace {
 template <class Shape>
 __device__ __forceinline__ void produce(RingPlace<Shape> place, const GemmArgs& args,
                                         const CUtensorMap* weight_map,
-                                        const CUtensorMap* token_map) {
+                                        const CUtensorMap* token_maps) {
   if (!args.early) ptx::wait_for_dependencies();
   bool waited = !args.early;
-  for (TileWalk walk(args); walk.more(); walk.advance()) {
-    const TokenTile tokens = walk.tokens();
+  TileWalk walk(args);
+  GridTile tile;
+  while (walk.next(tile)) {
+    const TokenTile tokens = tile.tokens;
     const std::int32_t row_tile =
-        tokens.expert * args.row_tiles + walk.row_block() * Shape::kRowTiles;
-    const std::int32_t boxes = (tokens.count + args.box_tokens - 1) / args.box_tokens;
-    const std::uint32_t box_bytes = args.box_tokens * kTokenRowBytes;
-    const std::uint32_t num_bytes = Shape::kRowTiles * Shape::kWeightTileBytes + boxes * box_bytes;
+        tokens.expert * args.row_tiles + tile.row_block * Shape::kRowTiles;
+    const std::int32_t width = (tokens.count + args.box_tokens - 1) / args.box_tokens;
+    const std::uint32_t num_bytes =
+        Shape::kRowTiles * Shape::kWeightTileBytes + width * args.box_tokens * kTokenRowBytes;
     const auto ask_weights = [&](std::int32_t k) {
-      ptx::mbarrier_wait(place.empty(), place.parity ^ 1);
+      place.wait_empty();
+      if (Shape::kTakesTiles && k == 0) place.put_tile(tile);
       ptx::mbarrier_arrive_expect_bytes(place.full(), num_bytes);
       if constexpr (Shape::kFormat == WeightFormat::kBf16) {
         ptx::tma_load(place.weights(), weight_map, k * (Shape::kWeightTileBytes / 8), row_tile,
@@ -126,10 +191,7 @@ __device__ __forceinline__ void produce(RingPlace<Shape> place, const GemmArgs& 
       }
     };
     const auto ask_tokens = [&](std::int32_t k, const RingPlace<Shape>& at) {
-      for (std::int32_t box = 0; box < boxes; ++box) {
-        ptx::tma_load(at.tokens() + box * box_bytes, token_map, k * kStageCols,
-                      tokens.begin + box * args.box_tokens, at.full());
-      }
+      ptx::tma_load(at.tokens(), token_maps + width - 1, k * kStageCols, tokens.begin, at.full());
     };
     std::int32_t k = 0;
     if (!waited) {
@@ -150,6 +212,11 @@ __device__ __forceinline__ void produce(RingPlace<Shape> place, const GemmArgs& 
       ask_tokens(k, place);
       place.advance();
     }
+  }
+  if constexpr (Shape::kTakesTiles) {
+    place.wait_empty();
+    place.put_tile({});
+    ptx::mbarrier_arrive(place.full());
   }
 }
 
@@ -189,7 +256,7 @@ __device__ __forceinline__ void multiply(RingPlace<Shape>& place, std::int32_t n
     if (barrier != 0 && lane == 0) ptx::mbarrier_arrive(place.empty_of(barrier));
   };
   const auto wait_and_fetch = [&] {
-    ptx::mbarrier_wait(place.full(), place.parity);
+    place.wait_full();
     weights.fetch(place.weights() + my_weights, lane);
   };
   const auto stage = [&]<int kSet>(bool last) {
@@ -231,9 +298,10 @@ template <class Shape, TileOutput kOutput>
 __device__ __forceinline__ void consume(RingPlace<Shape> place, const GemmArgs& args, int warp) {
   ptx::wait_for_dependencies();
   ptx::launch_dependents();
-  for (TileWalk walk(args); walk.more(); walk.advance()) {
-    const TokenTile tokens = walk.tokens();
-    const std::int32_t row_block = walk.row_block();
+  TileSource<Shape> source(args);
+  GridTile tile;
+  while (source.next(place, tile)) {
+    const auto [tokens, row_block] = tile;
     if constexpr (kOutput == TileOutput::kAdd) {
       for (std::int32_t i = threadIdx.x; i < tokens.count;
            i += Shape::kConsumers * kWarpgroupThreads) {
@@ -251,40 +319,39 @@ __device__ __forceinline__ void consume(RingPlace<Shape> place, const GemmArgs& 
 }
 
 // A kernel's parameter, __grid_constant__: the copy engine reads the maps where they lie.
+template <class Shape>
 struct MappedGemmArgs {
   CUtensorMap weight_map;
-  CUtensorMap token_map;
+  CUtensorMap token_maps[Shape::kTokenMaps];  // boxes of once, twice ... gemm.box_tokens
   GemmArgs gemm;
 };
 
 template <class Shape, TileOutput kOutput>
-__device__ __forceinline__ void gemm_block(const MappedGemmArgs& args) {
+__device__ __forceinline__ void gemm_block(const MappedGemmArgs<Shape>& args) {
   extern __shared__ std::uint8_t raw_smem[];
   const RingPlace<Shape> place(raw_smem);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
-      const std::uint32_t barrier = place.first_barrier + 16 * stage;
+      const std::uint32_t barrier = place.first_barrier + kBesideStageBytes * stage;
       ptx::mbarrier_init(barrier, 1);
       ptx::mbarrier_init(place.empty_of(barrier), Shape::kRowTiles);
     }
     ptx::fence_mbarrier_init();
     ptx::tma_prefetch_map(&args.weight_map);
-    ptx::tma_prefetch_map(&args.token_map);
+    for (const CUtensorMap& map : args.token_maps) ptx::tma_prefetch_map(&map);
   }
   __syncthreads();  // the barriers exist
 
-  constexpr int kProducerRegisters = 40;
-  constexpr int kConsumerRegisters = 232;
   // Known to be the same in all lanes, the role's branch leaves warps whole for the compiler, which
   // keeps addresses and descriptors in uniform registers then.
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
   if (warp >= 4 * Shape::kConsumers) {
-    if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_decrease<kProducerRegisters>();
+    if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_decrease<Shape::kProducerRegisters>();
     if (threadIdx.x == Shape::kConsumers * kWarpgroupThreads) {
-      produce(place, args.gemm, &args.weight_map, &args.token_map);
+      produce(place, args.gemm, &args.weight_map, args.token_maps);
     }
   } else {
-    if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_increase<kConsumerRegisters>();
+    if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_increase<Shape::kConsumerRegisters>();
     consume<Shape, kOutput>(place, args.gemm, warp);
   }
 }

@@ -2,17 +2,16 @@
 // decoding them is the work, so every multiprocessor gets the same share of them, and as many warps
 // as fit decode them, each on its own.
 //
-// The row tiles of all tiles of tokens, one after another, are cut into one stretch a block. A
-// block takes up to eight of them at a time, three warps each: a producer brings stages of 576
-// columns to shared memory, three warps decode a third each of their 16 rows, multiply by mma.sync
-// and add up what they have at the end. A row tile's part of a stage is one copy of 4,896 bytes:
-// the copy engine takes 45 ns for each, however small (H200: 544 bytes 1.6 TB/s, 1,632 bytes 3.9,
-// 4,896 bytes 4.2). Sums along K run in one order, wherever the cuts lie.
+// A block (gemm_pieces_sm90.h) takes up to eight row tiles at a time, three warps each: a producer
+// brings stages of 576 columns to shared memory, three warps decode a third each of their 16 rows,
+// multiply by mma.sync and add up what they have at the end. A row tile's part of a stage is one
+// copy of 4,896 bytes: the copy engine takes 45 ns for each, however small (H200: 544 bytes 1.6
+// TB/s, 1,632 bytes 3.9, 4,896 bytes 4.2). Sums along K run in one order, wherever the cuts lie.
 #pragma once
 
 #include <cstdint>
 
-#include "cuda/device/gemm_sm90.h"
+#include "cuda/device/gemm_pieces_sm90.h"
 #include "cuda/ptx/ldmatrix.h"
 #include "cuda/ptx/mma.h"
 #include "cuda/ptx/named_barrier.h"
@@ -48,119 +47,43 @@ struct StreamArgs {
   GemmArgs gemm;
 };
 
-// Where in the ring of stages a role stands.
-struct StreamRing {
-  std::uint32_t first;
-  std::uint32_t stage;
-  std::uint32_t parity = 0;
+using StreamRing = PieceRing<StreamShape>;
+using StreamWalk = PieceWalk<StreamShape::kTiles>;
 
-  __device__ explicit StreamRing(const void* smem)
-      : first((ptx::shared_address(smem) + 1023) & ~1023u), stage(first) {}
-
-  __device__ __forceinline__ std::uint32_t full() const { return stage + StreamShape::kFull; }
-  __device__ __forceinline__ std::uint32_t empty() const { return stage + StreamShape::kEmpty; }
-  __device__ __forceinline__ void wait_full() const { ptx::mbarrier_wait(full(), parity); }
-  __device__ __forceinline__ void wait_empty() const { ptx::mbarrier_wait(empty(), parity ^ 1); }
-  __device__ __forceinline__ void advance() {
-    stage += StreamShape::kStageBytes;
-    if (stage == first + StreamShape::kStages * StreamShape::kStageBytes) {
-      stage = first;
-      parity ^= 1;
-    }
-  }
-};
-
-// What a block multiplies at one time: `count` row tiles of a tile of tokens from `first` on.
-struct StreamWork {
-  TokenTile tokens{0, 0, 0};
-  std::int32_t tile = -1;
-  std::int32_t first = 0;
-  std::int32_t count = 0;
-};
-
-// The block's stretch: what it has of one tile of tokens in pieces of almost the same size.
-class StreamWalk {
- public:
-  __device__ StreamWalk(const GemmArgs& args, std::int32_t num_tiles)
-      : args_(args),
-        row_tile_(stretch(num_tiles, blockIdx.x)),
-        end_(stretch(num_tiles, blockIdx.x + 1)) {}
-
-  // False at the end.
-  __device__ __forceinline__ bool next(StreamWork& work) {
-    if (row_tile_ == end_) return false;
-    const std::int32_t tile = row_tile_ / args_.row_tiles;
-    if (tile != work.tile) work.tokens = args_.tiles.at(tile);
-    work.tile = tile;
-    work.first = row_tile_ - tile * args_.row_tiles;
-    const std::int32_t left = min(end_ - row_tile_, args_.row_tiles - work.first);
-    const std::int32_t pieces = (left + StreamShape::kTiles - 1) / StreamShape::kTiles;
-    work.count = (left + pieces - 1) / pieces;
-    row_tile_ += work.count;
-    return true;
-  }
-
- private:
-  __device__ std::int32_t stretch(std::int32_t num_tiles, std::uint32_t block) const {
-    const std::int64_t row_tiles = static_cast<std::int64_t>(num_tiles) * args_.row_tiles;
-    return static_cast<std::int32_t>(row_tiles * block / gridDim.x);
-  }
-
-  const GemmArgs& args_;
-  std::int32_t row_tile_;
-  std::int32_t end_;
-};
-
-// One thread. With gemm.early (gemm.h) the first stages' weights are on their way when the kernels
-// before this one end.
+// One warp.
 __device__ __forceinline__ void produce_stream(StreamRing ring, const StreamArgs& args) {
   const GemmArgs& gemm = args.gemm;
   bool waited = !gemm.early;
   if (waited) ptx::wait_for_dependencies();
-  StreamWalk walk(gemm, gemm.tiles.count());
-  StreamWork work;
-  while (walk.next(work)) {
-    const std::int64_t tile_bytes = static_cast<std::int64_t>(args.num_chunks) * kMxRecordBytes;
+  const std::int64_t tile_bytes = static_cast<std::int64_t>(args.num_chunks) * kMxRecordBytes;
+  StreamWalk walk(gemm);
+  if (threadIdx.x % kWarp > 0) return;
+  Piece piece;
+  while (walk.next(piece)) {
     const std::uint8_t* weights =
         args.weights +
-        (static_cast<std::int64_t>(work.tokens.expert) * gemm.row_tiles + work.first) * tile_bytes;
-    const auto ask_weights = [&](std::int32_t k) {
-      const std::int32_t chunks =
-          min(StreamShape::kChunks, args.num_chunks - k * StreamShape::kChunks);
-      const std::uint32_t num_bytes = chunks * kMxRecordBytes;
-      ring.wait_empty();
-      ptx::mbarrier_arrive_expect_bytes(ring.full(),
-                                        work.count * num_bytes + StreamShape::kTokenBytes);
-      const std::uint32_t to = ring.stage + StreamShape::kTokenBytes;
-      const std::uint8_t* from = weights + k * StreamShape::kWeightTileBytes;
-      for (std::int32_t tile = 0; tile < work.count; ++tile) {
-        ptx::bulk_copy(to + tile * StreamShape::kWeightTileBytes, from + tile * tile_bytes,
-                       num_bytes, ring.full());
-      }
-    };
-    const auto ask_tokens = [&](std::int32_t k, const StreamRing& at) {
-      ptx::tma_load(at.stage, &args.token_map, 0, work.tokens.begin, k * StreamShape::kChunks,
-                    at.full());
-    };
-    std::int32_t k = 0;
-    if (!waited) {
-      StreamRing ahead = ring;
-      for (; k < min(StreamShape::kStages, gemm.num_stages); ++k) {
-        ask_weights(k);
-        ring.advance();
-      }
-      ptx::wait_for_dependencies();
-      waited = true;
-      for (std::int32_t i = 0; i < k; ++i) {
-        ask_tokens(i, ahead);
-        ahead.advance();
-      }
-    }
-    for (; k < gemm.num_stages; ++k) {
-      ask_weights(k);
-      ask_tokens(k, ring);
-      ring.advance();
-    }
+        (static_cast<std::int64_t>(piece.tokens.expert) * gemm.row_tiles + piece.first) *
+            tile_bytes;
+    produce_piece(
+        ring, gemm.num_stages, waited,
+        [&](std::int32_t k, const StreamRing& at) {
+          const std::int32_t chunks =
+              min(StreamShape::kChunks, args.num_chunks - k * StreamShape::kChunks);
+          const std::uint32_t num_bytes = chunks * kMxRecordBytes;
+          at.wait_empty();
+          ptx::mbarrier_arrive_expect_bytes(at.full(),
+                                            piece.count * num_bytes + StreamShape::kTokenBytes);
+          const std::uint32_t to = at.stage + StreamShape::kTokenBytes;
+          const std::uint8_t* from = weights + k * StreamShape::kWeightTileBytes;
+          for (std::int32_t tile = 0; tile < piece.count; ++tile) {
+            ptx::bulk_copy(to + tile * StreamShape::kWeightTileBytes, from + tile * tile_bytes,
+                           num_bytes, at.full());
+          }
+        },
+        [&](std::int32_t k, const StreamRing& at) {
+          ptx::tma_load(at.stage, &args.token_map, 0, piece.tokens.begin, k * StreamShape::kChunks,
+                        at.full());
+        });
   }
 }
 
@@ -256,7 +179,7 @@ __device__ __forceinline__ void add_stream_parts(float4* sums, int tile, int par
 // A warp's third of a row tile.
 template <int kEights, TileOutput kOutput>
 __device__ __forceinline__ void multiply_stream(StreamRing& ring, const StreamArgs& args,
-                                                const StreamWork& work, int warp, float4* sums) {
+                                                const Piece& work, int warp, float4* sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int tile = warp / StreamShape::kParts;
   const int part = warp % StreamShape::kParts;
@@ -296,15 +219,11 @@ __device__ __forceinline__ void consume_stream(StreamRing ring, const StreamArgs
                                                float4* sums) {
   ptx::wait_for_dependencies();
   ptx::launch_dependents();
-  StreamWalk walk(args.gemm, args.gemm.tiles.count());
-  StreamWork work;
+  StreamWalk walk(args.gemm);
+  Piece work;
   while (walk.next(work)) {
-    if (warp / StreamShape::kParts >= work.count) {  // no row tile: it passes the stages on
-      for (std::int32_t k = 0; k < args.gemm.num_stages; ++k) {
-        ring.wait_full();
-        if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(ring.empty());
-        ring.advance();
-      }
+    if (warp / StreamShape::kParts >= work.count) {  // no row tile for this warp
+      ring.pass(args.gemm.num_stages);
     } else if (work.tokens.count <= 8) {
       multiply_stream<1, kOutput>(ring, args, work, warp, sums);
     } else {
@@ -316,22 +235,17 @@ __device__ __forceinline__ void consume_stream(StreamRing ring, const StreamArgs
 template <TileOutput kOutput>
 __device__ __forceinline__ void gemm_stream_block(const StreamArgs& args) {
   extern __shared__ __align__(16) std::uint8_t raw_smem[];
-  StreamRing ring(raw_smem);
+  const StreamRing ring(raw_smem);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < StreamShape::kStages; ++i) {
-      ptx::mbarrier_init(ring.full(), 1);
-      ptx::mbarrier_init(ring.empty(), StreamShape::kWarps);
-      ring.advance();
-    }
-    ptx::fence_mbarrier_init();
+    ring.init();
     ptx::tma_prefetch_map(&args.token_map);
   }
   __syncthreads();  // the barriers exist
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
   if (warp == StreamShape::kWarps) {
-    if (threadIdx.x % kWarp == 0) produce_stream(StreamRing(raw_smem), args);
+    produce_stream(ring, args);
   } else {
-    consume_stream<kOutput>(StreamRing(raw_smem), args, warp,
+    consume_stream<kOutput>(ring, args, warp,
                             reinterpret_cast<float4*>(raw_smem + StreamShape::kSums));
   }
 }

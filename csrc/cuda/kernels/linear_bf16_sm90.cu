@@ -19,7 +19,7 @@ using NarrowShape = GemmShape<WeightFormat::kBf16, 1, 64, 16>;
 
 template <class Shape, TileOutput kOutput>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
-    linear_bf16_sm90_kernel(const __grid_constant__ MappedGemmArgs args) {
+    linear_bf16_sm90_kernel(const __grid_constant__ MappedGemmArgs<Shape> args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   gemm_block<Shape, kOutput>(args);
 #endif
@@ -29,10 +29,10 @@ template <class Shape, TileOutput kOutput>
 void launch_shape(const DenseProduct& product, std::int32_t tile_tokens, const DeviceInfo& device,
                   cudaStream_t stream) {
   const std::int64_t row_blocks = tiles_along(product.weight.row_tiles(), Shape::kRowTiles);
-  const MappedGemmArgs args{
+  const MappedGemmArgs<Shape> args{
       .weight_map = weight_tensor_map(product.weight, Shape::kRowTiles),
-      .token_map = token_tensor_map(product.x, product.num_tokens, product.weight.cols,
-                                    static_cast<std::uint32_t>(tile_tokens)),
+      .token_maps = {token_tensor_map(product.x, product.num_tokens, product.weight.cols,
+                                      static_cast<std::uint32_t>(tile_tokens))},
       .gemm = {
           .tiles = {nullptr, nullptr, product.num_tokens, tile_tokens},
           .num_stages = static_cast<std::int32_t>(tiles_along(product.weight.cols, kStageCols)),

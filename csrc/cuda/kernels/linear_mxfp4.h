@@ -29,6 +29,9 @@ struct ExpertProduct {
   float swiglu_alpha;
   // The kernel before this one writes neither tiles nor num_tiles, and began after who did.
   bool tiles_ready = false;
+  // Zero, in device memory, for the blocks to count the tiles they have taken; null: each takes as
+  // many.
+  std::int32_t* num_taken = nullptr;
 };
 
 void linear_mxfp4(const ExpertProduct& product, const DeviceInfo& device, cudaStream_t stream);

@@ -1,8 +1,9 @@
 // linear_mxfp4 on Hopper: expert products with MXFP4 weights, to float32 [slots][rows] or through
 // swiglu to bf16 [slots][rows / 2]. 2 * slots * rows * cols operations, 17 bytes for 32 weights.
-// Many tokens an expert: tiles of 128 rows by up to 256 tokens (gemm_sm90.h). Few: up to 256 rows
-// by up to 64, four warpgroups to decode what memory brings (gemm_few_sm90.h). A handful: up to 128
-// rows by up to 16, by mma.sync, as many warps as fit (gemm_stream_sm90.h).
+// Many tokens an expert: tiles of 192 rows by up to 192 tokens (gemm_sm90.h), which divide 2,880
+// and 5,760 rows evenly. Few: up to 256 rows by up to 64, four warpgroups to decode what memory
+// brings (gemm_few_sm90.h). A handful: up to 128 rows by up to 16, by mma.sync, as many warps as
+// fit (gemm_stream_sm90.h).
 #include "cuda/device/gemm_few_sm90.h"
 #include "cuda/device/gemm_sm90.h"
 #include "cuda/device/gemm_stream_sm90.h"
@@ -14,11 +15,11 @@
 namespace gptoss::cuda {
 namespace {
 
-using WideShape = GemmShape<WeightFormat::kMxfp4, 2, 256, 32>;
+using WideShape = GemmShape<WeightFormat::kMxfp4, 3, 192, 32>;
 
 template <TileOutput kOutput>
 __global__ void __launch_bounds__(WideShape::kThreads, 1)
-    linear_mxfp4_sm90_kernel(const __grid_constant__ MappedGemmArgs args) {
+    linear_mxfp4_sm90_kernel(const __grid_constant__ MappedGemmArgs<WideShape> args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   gemm_block<WideShape, kOutput>(args);
 #endif
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(WideShape::kThreads, 1)
 
 template <TileOutput kOutput>
 __global__ void __launch_bounds__(FewShape::kThreads, 1)
-    linear_mxfp4_few_sm90_kernel(const __grid_constant__ MappedGemmArgs args) {
+    linear_mxfp4_few_sm90_kernel(const __grid_constant__ FewArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   gemm_few_block<kOutput>(args);
 #endif
@@ -50,17 +51,13 @@ GemmArgs gemm_arguments(const ExpertProduct& product, std::int32_t row_tiles, st
           .row_blocks = static_cast<std::int32_t>(tiles_along(weight.row_tiles(), row_tiles)),
           .box_tokens = box_tokens,
           .early = product.tiles_ready,
+          .num_taken = product.num_taken,
           .output = {.out = product.out,
                      .out_stride = product.out_stride,
                      .bias = product.bias,
                      .rows = static_cast<std::int32_t>(weight.rows),
                      .swiglu_limit = product.swiglu_limit,
                      .swiglu_alpha = product.swiglu_alpha}};
-}
-
-template <class Shape>
-CUtensorMap token_map(const ExpertProduct& product) {
-  return token_tensor_map(product.x, product.num_slots, product.weight.cols, Shape::kGranule);
 }
 
 template <class Shape>
@@ -71,7 +68,9 @@ LaunchShape launch_shape(const DeviceInfo& device) {
 template <TileOutput kOutput>
 void launch_output(const ExpertProduct& product, const DeviceInfo& device, cudaStream_t stream) {
   const MxTiles& weight = product.weight;
-  if (product.tile_tokens <= StreamShape::kMaxTokens && weight.cols % kMxChunk == 0) {
+  // Stages of several chunks take x in whole chunks.
+  const bool in_chunks = weight.cols % kMxChunk == 0;
+  if (in_chunks && product.tile_tokens <= StreamShape::kMaxTokens) {
     const StreamArgs args{
         .token_map = token_chunks_tensor_map(product.x, product.num_slots, weight.cols,
                                              StreamShape::kMaxTokens, StreamShape::kChunks),
@@ -80,19 +79,30 @@ void launch_output(const ExpertProduct& product, const DeviceInfo& device, cudaS
         .gemm = gemm_arguments(product, 1, StreamShape::kChunks, StreamShape::kMaxTokens)};
     launch(linear_mxfp4_stream_sm90_kernel<kOutput>, launch_shape<StreamShape>(device), args,
            "linear_mxfp4", stream);
-  } else if (product.tile_tokens <= FewShape::kMaxTokens) {
-    const MappedGemmArgs args{
-        .weight_map = weight_tensor_map(weight, FewShape::kUnitTiles, FewShape::kChunks),
-        .token_map = token_map<FewShape>(product),
-        .gemm =
-            gemm_arguments(product, FewShape::kUnitTiles, FewShape::kChunks, FewShape::kGranule)};
+  } else if (in_chunks && product.tile_tokens <= FewShape::kMaxTokens) {
+    FewArgs args{.weight_map = weight_tensor_map(weight, FewShape::kUnitTiles, FewShape::kChunks),
+                 .token_maps = {},
+                 .num_chunks = static_cast<std::int32_t>(weight.k_chunks()),
+                 .gemm = gemm_arguments(product, FewShape::kUnitTiles, FewShape::kChunks,
+                                        FewShape::kGranule)};
+    std::uint32_t tokens = 0;
+    for (CUtensorMap& map : args.token_maps) {
+      tokens += FewShape::kGranule;
+      map = token_chunks_tensor_map(product.x, product.num_slots, weight.cols, tokens,
+                                    FewShape::kChunks);
+    }
     launch(linear_mxfp4_few_sm90_kernel<kOutput>, launch_shape<FewShape>(device), args,
            "linear_mxfp4", stream);
   } else {
-    const MappedGemmArgs args{
+    MappedGemmArgs<WideShape> args{
         .weight_map = weight_tensor_map(weight, WideShape::kRowTiles, 1),
-        .token_map = token_map<WideShape>(product),
+        .token_maps = {},
         .gemm = gemm_arguments(product, WideShape::kRowTiles, 1, WideShape::kGranule)};
+    std::uint32_t tokens = 0;
+    for (CUtensorMap& map : args.token_maps) {
+      tokens += WideShape::kGranule;
+      map = token_tensor_map(product.x, product.num_slots, weight.cols, tokens);
+    }
     launch(linear_mxfp4_sm90_kernel<kOutput>, launch_shape<WideShape>(device), args, "linear_mxfp4",
            stream);
   }

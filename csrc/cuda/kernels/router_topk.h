@@ -49,9 +49,11 @@ struct ExpertSortArgs {
   std::int32_t num_experts;
   std::int32_t max_tile_tokens;
   std::int32_t* places;     // [num_slots] of each slot in the order by expert, then by slot
-  TokenTile* tiles;         // [expert_tiles_bound], an expert's tokens in equal parts
-  std::int32_t* num_tiles;  // [1]
+  TokenTile* tiles;         // [expert_tiles_bound + 1], an expert's tokens in equal parts
+  std::int32_t* num_tiles;  // [1 + kTileCounters]: how many, then zeros
 };
+// Of tiles that the blocks of a product have taken, one a product of the layer.
+constexpr std::int32_t kTileCounters = 2;
 
 // How many tiles there can be.
 constexpr std::int64_t expert_tiles_bound(std::int64_t num_slots, std::int64_t num_experts,

@@ -20,29 +20,57 @@ __device__ __forceinline__ std::int32_t warp_prefix(std::int32_t value) {
   return value;
 }
 
-// An expert's `count` slots from `place` on, in `parts` tiles of almost the same size.
+// An expert's `count` slots from `place` on, in `parts` tiles of almost the same size, `work` each.
 __device__ __forceinline__ void write_tiles(const ExpertSortArgs& args, std::int32_t expert,
                                             std::int32_t place, std::int32_t count,
-                                            std::int32_t first_tile, std::int32_t parts) {
+                                            std::int32_t first_tile, std::int32_t parts,
+                                            std::int32_t work_before, std::int32_t work) {
   const std::int32_t end = place + count;
   for (std::int32_t part = 0; part < parts; ++part) {
     const std::int32_t size = (end - place + parts - part - 1) / (parts - part);
-    args.tiles[first_tile + part] = {expert, place, size};
+    args.tiles[first_tile + part] = {expert, place, size, work_before + part * work};
     place += size;
   }
+}
+
+// By one warp: the list of tiles. counts [num_experts]: how many slots each expert has, and
+// afterwards the place of its first.
+__device__ __forceinline__ void list_tiles(const ExpertSortArgs& args, std::int32_t* counts) {
+  const auto lane = static_cast<std::int32_t>(threadIdx.x) % 32;
+  std::int32_t slots = 0;
+  std::int32_t tiles = 0;
+  std::int32_t work = 0;
+  for (std::int32_t base = 0; base < args.num_experts; base += 32) {
+    const std::int32_t expert = base + lane;
+    const std::int32_t count = expert < args.num_experts ? counts[expert] : 0;
+    const std::int32_t parts = (count + args.max_tile_tokens - 1) / args.max_tile_tokens;
+    const std::int32_t tile = tile_work(parts == 0 ? 0 : (count + parts - 1) / parts);
+    const std::int32_t slots_to = slots + warp_prefix(count);
+    const std::int32_t tiles_to = tiles + warp_prefix(parts);
+    const std::int32_t work_to = work + warp_prefix(parts * tile);
+    write_tiles(args, expert, slots_to - count, count, tiles_to - parts, parts,
+                work_to - parts * tile, tile);
+    if (expert < args.num_experts) counts[expert] = slots_to - count;
+    slots = __shfl_sync(kAllLanes, slots_to, 31);
+    tiles = __shfl_sync(kAllLanes, tiles_to, 31);
+    work = __shfl_sync(kAllLanes, work_to, 31);
+  }
+  if (lane > 0) return;
+  args.tiles[tiles] = {0, slots, 0, work};
+  args.num_tiles[0] = tiles;
+  for (std::int32_t i = 1; i <= kTileCounters; ++i) args.num_tiles[i] = 0;
 }
 
 constexpr int kSortThreads = 1024;
 constexpr int kSortWarps = kSortThreads / 32;
 
-// One block. counts: [kSortWarps][num_experts], then [num_experts + 1] offsets and as many tiles.
+// One block. counts: [kSortWarps][num_experts], then [num_experts] offsets.
 __global__ void __launch_bounds__(kSortThreads) sort_by_expert_kernel(const ExpertSortArgs args) {
   extern __shared__ std::int32_t counts[];
   ptx::wait_for_dependencies();
   ptx::launch_dependents();
   const std::int32_t num_experts = args.num_experts;
   std::int32_t* offsets = counts + kSortWarps * num_experts;
-  std::int32_t* first_tiles = offsets + num_experts + 1;
   const std::int32_t warp = threadIdx.x / 32;
   const std::int32_t lane = threadIdx.x % 32;
   // Each warp has a stretch of slots, in multiples of its width.
@@ -67,33 +95,8 @@ __global__ void __launch_bounds__(kSortThreads) sort_by_expert_kernel(const Expe
     offsets[expert] = sum;
   }
   __syncthreads();  // offsets holds the counts
-  if (warp == 0) {
-    std::int32_t slots = 0;
-    std::int32_t tiles = 0;
-    for (std::int32_t base = 0; base < num_experts; base += 32) {
-      const std::int32_t expert = base + lane;
-      const std::int32_t count = expert < num_experts ? offsets[expert] : 0;
-      const std::int32_t parts = (count + args.max_tile_tokens - 1) / args.max_tile_tokens;
-      const std::int32_t slots_to = warp_prefix(count);
-      const std::int32_t tiles_to = warp_prefix(parts);
-      if (expert < num_experts) {
-        offsets[expert] = slots + slots_to - count;
-        first_tiles[expert] = tiles + tiles_to - parts;
-      }
-      slots += __shfl_sync(kAllLanes, slots_to, 31);
-      tiles += __shfl_sync(kAllLanes, tiles_to, 31);
-    }
-    if (lane == 0) {
-      offsets[num_experts] = slots;
-      first_tiles[num_experts] = tiles;
-      *args.num_tiles = tiles;
-    }
-  }
-  __syncthreads();  // offsets and first_tiles are final
-  for (std::int32_t expert = threadIdx.x; expert < num_experts; expert += kSortThreads) {
-    write_tiles(args, expert, offsets[expert], offsets[expert + 1] - offsets[expert],
-                first_tiles[expert], first_tiles[expert + 1] - first_tiles[expert]);
-  }
+  if (warp == 0) list_tiles(args, offsets);
+  __syncthreads();  // offsets holds places
   for (std::int32_t base = begin; base < end; base += 32) {
     const std::int32_t slot = base + lane;
     const std::int32_t expert = slot < end ? args.expert_ids[slot] : -1;
@@ -166,29 +169,15 @@ __device__ __forceinline__ void find_places(const ExpertSortArgs& args, std::int
 }
 
 // The list of tiles, by one block. counts: [num_experts].
-__device__ __forceinline__ void list_tiles(const ExpertSortArgs& args, std::int32_t* counts) {
-  const std::int32_t num_experts = args.num_experts;
-  for (std::int32_t i = threadIdx.x; i < num_experts; i += kPlaceThreads) counts[i] = 0;
+__device__ __forceinline__ void count_and_list_tiles(const ExpertSortArgs& args,
+                                                     std::int32_t* counts) {
+  for (std::int32_t i = threadIdx.x; i < args.num_experts; i += kPlaceThreads) counts[i] = 0;
   __syncthreads();  // zeroed
   for (std::int32_t slot = threadIdx.x; slot < args.num_slots; slot += kPlaceThreads) {
     atomicAdd(&counts[args.expert_ids[slot]], 1);
   }
   __syncthreads();  // counted
-  if (threadIdx.x >= 32) return;
-  const auto lane = static_cast<std::int32_t>(threadIdx.x);
-  std::int32_t slots = 0;
-  std::int32_t tiles = 0;
-  for (std::int32_t base = 0; base < num_experts; base += 32) {
-    const std::int32_t expert = base + lane;
-    const std::int32_t count = expert < num_experts ? counts[expert] : 0;
-    const std::int32_t parts = (count + args.max_tile_tokens - 1) / args.max_tile_tokens;
-    const std::int32_t slots_to = warp_prefix(count);
-    const std::int32_t tiles_to = warp_prefix(parts);
-    write_tiles(args, expert, slots + slots_to - count, count, tiles + tiles_to - parts, parts);
-    slots += __shfl_sync(kAllLanes, slots_to, 31);
-    tiles += __shfl_sync(kAllLanes, tiles_to, 31);
-  }
-  if (lane == 0) *args.num_tiles = tiles;
+  if (threadIdx.x < 32) list_tiles(args, counts);
 }
 
 struct PlaceArgs {
@@ -205,7 +194,7 @@ __global__ void __launch_bounds__(kPlaceThreads) place_rows_kernel(const PlaceAr
   ptx::launch_dependents();
   const std::int64_t row = blockIdx.x;
   if (row == args.gather.num_rows) {
-    list_tiles(args.sort, counts);
+    count_and_list_tiles(args.sort, counts);
     return;
   }
   const std::int32_t vectors = args.gather.hidden / 8;
@@ -247,11 +236,10 @@ __global__ void __launch_bounds__(kPlaceThreads) place_rows_kernel(const PlaceAr
 
 void sort_by_expert(const ExpertSortArgs& args, cudaStream_t stream) {
   const std::size_t smem_bytes =
-      sizeof(std::int32_t) * (kSortWarps * static_cast<std::size_t>(args.num_experts) +
-                              2 * static_cast<std::size_t>(args.num_experts) + 2);
+      sizeof(std::int32_t) * (kSortWarps + 1) * static_cast<std::size_t>(args.num_experts);
   constexpr std::size_t kLeastLimit = 99 * 1024;  // of what a block may have: 8.6, 8.9, 12.0
   GPTOSS_REQUIRE(InvalidArgument, smem_bytes <= kLeastLimit,
-                 "[router_topk] expected at most 745 experts, got ", args.num_experts,
+                 "[router_topk] expected at most 768 experts, got ", args.num_experts,
                  "; use device='cpu'");
   launch(sort_by_expert_kernel, {.blocks = 1, .threads = kSortThreads, .smem = smem_bytes}, args,
          "router_topk", stream);
