@@ -1,5 +1,6 @@
 // Which tiles the tensor-core products take: pure functions of sizes, so that the choice can be
-// read, tested without a GPU, and is the same every time. A tile's shape never changes the result.
+// read, tested without a GPU, and is the same every time. A tile's shape never changes the result,
+// the number of splits does, by rounding.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,7 @@ constexpr bool has_wgmma(const DeviceInfo& device) {
 struct DenseTiling {
   std::int32_t warpgroups;   // 64 rows each
   std::int32_t tile_tokens;  // one warpgroup: 16, 32, 64 or 128; two: 128 to 256, multiples of 32
+  std::int32_t splits;       // 2: two blocks share a tile, each with half of the columns
 };
 
 // For linear_bf16_sm90.
@@ -24,6 +26,6 @@ DenseTiling dense_tiling(std::int64_t rows, std::int32_t num_tokens, const Devic
 // Most tokens of an expert's tile, when num_slots rows go to num_experts experts.
 std::int32_t expert_tile_tokens(std::int32_t num_slots, std::int32_t num_experts,
                                 const DeviceInfo& device);
-constexpr std::int32_t kLeastTileTokens = 16;  // of what expert_tile_tokens gives
+constexpr std::int32_t kLeastTileTokens = 64;  // of what expert_tile_tokens gives
 
 }  // namespace gptoss::cuda

@@ -31,6 +31,7 @@ extern "C" void dense(long rows, int tokens, int sms, int* out) {
   const DenseTiling tiling = dense_tiling(rows, tokens, device_of(sms, 90));
   out[0] = tiling.warpgroups;
   out[1] = tiling.tile_tokens;
+  out[2] = tiling.splits;
 }
 extern "C" int expert(int slots, int experts, int capability) {
   return expert_tile_tokens(slots, experts, device_of(132, capability));
@@ -52,41 +53,43 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture
-def dense(library: ctypes.CDLL) -> Callable[..., tuple[int, int]]:
-    def call(rows: int, tokens: int, sms: int = SMS) -> tuple[int, int]:
-        out = (ctypes.c_int * 2)()
+def dense(library: ctypes.CDLL) -> Callable[..., tuple[int, int, int]]:
+    def call(rows: int, tokens: int, sms: int = SMS) -> tuple[int, int, int]:
+        out = (ctypes.c_int * 3)()
         library.dense(ctypes.c_long(rows), tokens, sms, out)
-        return out[0], out[1]
+        return out[0], out[1], out[2]
 
     return call
 
 
 def test_dense_tiles_are_of_shapes_that_kernels_have(
-    dense: Callable[..., tuple[int, int]],
+    dense: Callable[..., tuple[int, int, int]],
 ) -> None:
     for rows in (32, 96, 2880, 5120, 201_088):
         for tokens in [*range(1, 300), 511, 2048, 4096, 8191]:
-            warpgroups, tile = dense(rows, tokens)
+            warpgroups, tile, splits = dense(rows, tokens)
+            assert splits == 1 or (warpgroups == 1 and splits * -(-rows // 64) <= SMS)
             allowed = {1: (16, 32, 64, 128), 2: (128, 160, 192, 224, 256)}[warpgroups]
             assert tile in allowed, (rows, tokens, warpgroups, tile)
 
 
 def test_few_tokens_take_one_tile_and_as_many_row_blocks_as_there_can_be(
-    dense: Callable[..., tuple[int, int]],
+    dense: Callable[..., tuple[int, int, int]],
 ) -> None:
     for tokens in (1, 16, 17, 33, 64):
-        warpgroups, tile = dense(2880, tokens)
+        warpgroups, tile, splits = dense(2880, tokens)
         assert warpgroups == 1
         assert tokens <= tile < 2 * max(tokens, 16)
-    assert dense(2880, 256) == (1, 128)  # 90 tiles for 132 multiprocessors; wide ones were 23
+        assert splits == 2  # 45 tiles for 132 multiprocessors
+    assert dense(2880, 256) == (1, 128, 1)  # 90 tiles for 132 multiprocessors; wide ones were 23
 
 
 def test_many_tokens_take_wide_tiles_that_fill_the_last_wave(
-    dense: Callable[..., tuple[int, int]],
+    dense: Callable[..., tuple[int, int, int]],
 ) -> None:
     for rows in (2880, 5120):
         for tokens in (2048, 4096, 8192):
-            warpgroups, tile = dense(rows, tokens)
+            warpgroups, tile, _ = dense(rows, tokens)
             assert warpgroups == 2
             tiles = -(-rows // 128) * -(-tokens // tile)
             assert tiles / (-(-tiles // SMS) * SMS) > 0.75, (rows, tokens, tile)

@@ -1,8 +1,10 @@
 // The Hopper product out^T = W * x^T for few tokens an expert, MXFP4 weights: reading and decoding
-// them is the work. A block (gemm_pieces_sm90.h) takes up to four units of 64 rows at a time, one a
-// consumer warpgroup: a producer brings stages of 192 columns to shared memory by TMA, warps decode
-// their 16 rows into A fragments and issue wgmma for as many tokens as the tile has (16, 32, 48 or
-// 64). Sums along K run in one order, wherever the cuts lie.
+// them is the work. A block takes a piece of up to four units of 64 rows of one tile of tokens at a
+// time, a unit a consumer warpgroup: a producer brings stages of 192 columns to shared memory by
+// TMA, warps decode their 16 rows into A fragments and issue wgmma for as many tokens as the tile
+// has (16, 32, 48 or 64). The pieces of all tiles, one after another, are cut into one stretch a
+// block, so that every multiprocessor has the same share of the work. Sums along K run in one
+// order, wherever the cuts lie.
 //
 // Few and large boxes: of the weights as many bytes in one piece as three records are, tokens of a
 // stage by one instruction. H200, 282 MB of weights with 64 tokens an expert, without products: in
@@ -11,7 +13,7 @@
 
 #include <cstdint>
 
-#include "cuda/device/gemm_pieces_sm90.h"
+#include "cuda/device/gemm_sm90.h"
 
 namespace gptoss::cuda {
 
@@ -45,30 +47,155 @@ struct FewArgs {
   GemmArgs gemm;
 };
 
-using FewRing = PieceRing<FewShape>;
-using FewWalk = PieceWalk<FewShape::kConsumers>;
 using FewSums = float[FewShape::kMaxTokens / 2];
+
+// Where in the ring of stages a role stands.
+struct FewRing {
+  std::uint32_t first;
+  std::uint32_t stage;
+  std::uint32_t parity = 0;
+
+  __device__ explicit FewRing(const void* smem)
+      : first((ptx::shared_address(smem) + 1023) & ~1023u), stage(first) {}
+
+  // One thread, once. Every one of kWarps consumer warps empties a stage.
+  __device__ void init() const {
+    for (int i = 0; i < FewShape::kStages; ++i) {
+      ptx::mbarrier_init(first + i * FewShape::kStageBytes + FewShape::kFull, 1);
+      ptx::mbarrier_init(first + i * FewShape::kStageBytes + FewShape::kEmpty, FewShape::kWarps);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __device__ __forceinline__ std::uint32_t full() const { return stage + FewShape::kFull; }
+  __device__ __forceinline__ std::uint32_t empty() const { return stage + FewShape::kEmpty; }
+  __device__ __forceinline__ void wait_full() const { ptx::mbarrier_wait(full(), parity); }
+  __device__ __forceinline__ void wait_empty() const { ptx::mbarrier_wait(empty(), parity ^ 1); }
+  __device__ __forceinline__ void advance() {
+    stage += FewShape::kStageBytes;
+    if (stage == first + FewShape::kStages * FewShape::kStageBytes) {
+      stage = first;
+      parity ^= 1;
+    }
+  }
+  // A consumer warp that has nothing to multiply passes stages on.
+  __device__ __forceinline__ void pass(std::int32_t num_stages) {
+    for (std::int32_t k = 0; k < num_stages; ++k) {
+      wait_full();
+      if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(empty());
+      advance();
+    }
+  }
+};
+
+// What a block multiplies at one time: `num_units` units of a tile of tokens, kConsumers at most.
+struct Piece {
+  TokenTile tokens{};
+  std::int32_t first_unit = 0;
+  std::int32_t num_units = 0;
+};
+
+// A block's stretch of the list's work (tile_work), which begins and ends between units: what it
+// has of one tile of tokens in pieces of almost the same size. args.row_blocks units a tile. Whole
+// warps.
+class PieceWalk {
+ public:
+  __device__ explicit PieceWalk(const GemmArgs& args)
+      : args_(args), num_tiles_(args.tiles.count()) {
+    const std::int64_t work =
+        std::int64_t{args.tiles.list[num_tiles_].work_before} * args.row_blocks;
+    unit_ = first_unit(work * blockIdx.x / gridDim.x);
+    end_ = first_unit(work * (blockIdx.x + 1) / gridDim.x);
+  }
+
+  // False at the end.
+  __device__ __forceinline__ bool next(Piece& piece) {
+    if (unit_ == end_) return false;
+    const std::int32_t tile = unit_ / args_.row_blocks;
+    if (tile != tile_) piece.tokens = args_.tiles.at(tile);
+    tile_ = tile;
+    piece.first_unit = unit_ - tile * args_.row_blocks;
+    const std::int32_t left = min(end_ - unit_, args_.row_blocks - piece.first_unit);
+    const std::int32_t pieces = (left + FewShape::kConsumers - 1) / FewShape::kConsumers;
+    piece.num_units = (left + pieces - 1) / pieces;
+    unit_ += piece.num_units;
+    return true;
+  }
+
+ private:
+  // The unit that so much work, of units before it, is in.
+  __device__ std::int32_t first_unit(std::int64_t work) const {
+    const auto lane = static_cast<std::int32_t>(threadIdx.x) % kWarp;
+    const auto of_rows = static_cast<std::int32_t>(work / args_.row_blocks);
+    std::int32_t begun = 0;  // tiles
+#pragma unroll 4
+    for (std::int32_t base = 0; base < num_tiles_; base += kWarp) {
+      const std::int32_t tile = base + lane;
+      const bool has_begun = tile < num_tiles_ && args_.tiles.list[tile].work_before <= of_rows;
+      begun += __popc(__ballot_sync(0xffffffffu, has_begun));
+    }
+    if (begun == 0) return 0;  // no tiles
+    const TokenTile* tile = args_.tiles.list + begun - 1;
+    const std::int32_t before = tile[0].work_before;
+    const std::int64_t into = work - std::int64_t{before} * args_.row_blocks;
+    const auto units = static_cast<std::int32_t>(into / (tile[1].work_before - before));
+    return (begun - 1) * args_.row_blocks + units;
+  }
+
+  const GemmArgs& args_;
+  std::int32_t num_tiles_;
+  std::int32_t unit_;
+  std::int32_t end_;
+  std::int32_t tile_ = -1;
+};
+
+// One lane. The stages of one piece: ask_weights(k, ring) waits until the stage is empty, says
+// how many bytes it will have and asks for weights, ask_tokens(k, ring) for the rest. While
+// `waited` is false the kernels before this one may be running (args.early): they do not write
+// weights, so the first stages' are on their way when those end.
+template <class AskWeights, class AskTokens>
+__device__ __forceinline__ void produce_piece(FewRing& ring, std::int32_t num_stages, bool& waited,
+                                              AskWeights&& ask_weights, AskTokens&& ask_tokens) {
+  std::int32_t k = 0;
+  if (!waited) {
+    FewRing ahead = ring;
+    for (; k < min(FewShape::kStages, num_stages); ++k) {
+      ask_weights(k, ring);
+      ring.advance();
+    }
+    ptx::wait_for_dependencies();
+    waited = true;
+    for (std::int32_t i = 0; i < k; ++i) {
+      ask_tokens(i, ahead);
+      ahead.advance();
+    }
+  }
+  for (; k < num_stages; ++k) {
+    ask_weights(k, ring);
+    ask_tokens(k, ring);
+    ring.advance();
+  }
+}
 
 // One warp.
 __device__ __forceinline__ void produce_few(FewRing ring, const FewArgs& args) {
   const GemmArgs& gemm = args.gemm;
   bool waited = !gemm.early;
   if (waited) ptx::wait_for_dependencies();
-  FewWalk walk(gemm);
+  PieceWalk walk(gemm);
   if (threadIdx.x % kWarp > 0) return;
   Piece piece;
   while (walk.next(piece)) {
     const std::int32_t row_tile =
-        piece.tokens.expert * gemm.row_tiles + piece.first * FewShape::kUnitTiles;
+        piece.tokens.expert * gemm.row_tiles + piece.first_unit * FewShape::kUnitTiles;
     const std::int32_t width = (piece.tokens.count + FewShape::kGranule - 1) / FewShape::kGranule;
     constexpr std::uint32_t kWidthBytes = FewShape::kChunks * FewShape::kGranule * kTokenRowBytes;
-    const std::uint32_t num_bytes = piece.count * FewShape::kUnitBytes + width * kWidthBytes;
+    const std::uint32_t num_bytes = piece.num_units * FewShape::kUnitBytes + width * kWidthBytes;
     produce_piece(
         ring, gemm.num_stages, waited,
         [&](std::int32_t k, const FewRing& at) {
           at.wait_empty();
           ptx::mbarrier_arrive_expect_bytes(at.full(), num_bytes);
-          for (std::int32_t unit = 0; unit < piece.count; ++unit) {
+          for (std::int32_t unit = 0; unit < piece.num_units; ++unit) {
             ptx::tma_load(at.stage + FewShape::kTokenBytes + unit * FewShape::kUnitBytes,
                           &args.weight_map, 0, k * FewShape::kChunks,
                           row_tile + unit * FewShape::kUnitTiles, at.full());
@@ -164,7 +291,7 @@ template <TileOutput kOutput>
 __device__ __forceinline__ void multiply_and_write(FewRing& ring, const FewArgs& args,
                                                    const Piece& piece, int warp) {
   const TileOutputArgs& output = args.gemm.output;
-  const std::int32_t row_tile = piece.first * FewShape::kUnitTiles + warp;
+  const std::int32_t row_tile = piece.first_unit * FewShape::kUnitTiles + warp;
   const BiasPair bias = load_bias(output, piece.tokens.expert, row_tile);
   const std::uint32_t lane = threadIdx.x % kWarp;
   const std::uint32_t my_tile = FewShape::kTokenBytes + warp * FewShape::kWeightTileBytes;
@@ -179,10 +306,10 @@ template <TileOutput kOutput>
 __device__ __forceinline__ void consume_few(FewRing ring, const FewArgs& args, int warp) {
   ptx::wait_for_dependencies();
   ptx::launch_dependents();
-  FewWalk walk(args.gemm);
+  PieceWalk walk(args.gemm);
   Piece piece;
   while (walk.next(piece)) {
-    if (warp / FewShape::kUnitTiles >= piece.count) {  // no unit for this warpgroup
+    if (warp / FewShape::kUnitTiles >= piece.num_units) {  // no unit for this warpgroup
       ring.pass(args.gemm.num_stages);
     } else {
       multiply_and_write<kOutput>(ring, args, piece, warp);

@@ -5,7 +5,8 @@
 // tokens with the 128-byte swizzle); consumer warpgroups read weight fragments into registers,
 // decode MXFP4 on the way, and issue wgmma with them as A, for as many tokens as the tile has: a
 // stage's products run while the fragments of the next are made. Every output is
-// summed along K in one order, whatever the tile's shape.
+// summed along K in one order, whatever the tile's shape; where blocks share a tile, the sums of
+// their parts of K are added in order.
 #pragma once
 
 #include <cuda.h>
@@ -14,153 +15,16 @@
 
 #include "cuda/device/gemm.h"
 #include "cuda/device/gemm_fragments_sm90.h"
+#include "cuda/device/gemm_ring_sm90.h"
 #include "cuda/ptx/async_copy.h"
+#include "cuda/ptx/cluster.h"
 #include "cuda/ptx/dependent_launch.h"
 #include "cuda/ptx/mbarrier.h"
+#include "cuda/ptx/named_barrier.h"
 #include "cuda/ptx/setmaxnreg.h"
 #include "cuda/ptx/tma.h"
 
 namespace gptoss::cuda {
-
-// Beside each stage: two barriers, and where it is the first of a tile, that tile.
-constexpr int kBesideStageBytes = 32;
-
-// kConsumers warpgroups of 64 rows each; token tiles up to kMaxTokens, in
-// multiples of kGranule.
-template <WeightFormat kFormatOf, int kConsumersOf, int kMaxTokensOf, int kGranuleOf>
-struct GemmShape {
-  static constexpr WeightFormat kFormat = kFormatOf;
-  static constexpr int kConsumers = kConsumersOf;
-  static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
-  static constexpr int kMaxTokens = kMaxTokensOf;
-  static constexpr int kGranule = kGranuleOf;
-  static constexpr int kRowTiles = 4 * kConsumers;  // one a consumer warp
-  // Tiles of a list differ in tokens: blocks take the next one when they are done, and for each
-  // width there is a map, so that one copy brings a stage's.
-  static constexpr bool kTakesTiles = kFormat == WeightFormat::kMxfp4;
-  static constexpr int kTokenMaps = kFormat == WeightFormat::kBf16 ? 1 : kMaxTokens / kGranule;
-  static constexpr int kWeightTileBytes =
-      kFormat == WeightFormat::kBf16 ? kStageSteps * kDenseTileBytes : kMxRecordBytes;
-  static constexpr int kTokenBytes = kMaxTokens * kTokenRowBytes;
-  static constexpr int kStageBytes =
-      kTokenBytes + (kRowTiles * kWeightTileBytes + 1023) / 1024 * 1024;
-  // All that a block may have, less the alignment of the first stage and what is beside stages.
-  static constexpr int kMostStages = 24;
-  static constexpr int kRoom = 227 * 1024 - 1024 - kBesideStageBytes * kMostStages;
-  static constexpr int kStages =
-      kRoom / kStageBytes < kMostStages ? kRoom / kStageBytes : kMostStages;
-  static constexpr int kSmemBytes = 1024 + kStages * (kStageBytes + kBesideStageBytes);
-  // Accumulators of 128 registers want more than an equal share; the producer needs few.
-  static constexpr bool kMoveRegisters = kThreads * kMaxTokens >= 384 * 256;
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
-  static_assert(kMaxTokens <= 256 && kMaxTokens % kGranule == 0 && kGranule % 16 == 0);
-  static_assert(kStages >= 4, "some are read from while others are filled");
-};
-
-// A tile of the grid; without tokens: there are no more.
-struct GridTile {
-  TokenTile tokens;
-  std::int32_t row_block;
-};
-
-// A block's tiles: every gridDim.x-th or, with args.num_taken, where tiles differ in size, the next
-// one when it is done. What is in memory about a tile is asked for a tile ahead.
-class TileWalk {
- public:
-  __device__ explicit TileWalk(const GemmArgs& args)
-      : args_(args),
-        index_(static_cast<std::int32_t>(blockIdx.x)),
-        end_(args.tiles.count() * args.row_blocks) {
-    ask();
-  }
-
-  // False at the end.
-  __device__ __forceinline__ bool next(GridTile& tile) {
-    if (index_ >= end_) return false;
-    tile = {tokens_, index_ % args_.row_blocks};
-    index_ = static_cast<std::int32_t>(gridDim.x) + (args_.num_taken == nullptr ? index_ : taken_);
-    ask();
-    return true;
-  }
-
- private:
-  __device__ __forceinline__ void ask() {
-    if (index_ >= end_) return;
-    tokens_ = args_.tiles.at(index_ / args_.row_blocks);
-    if (args_.num_taken != nullptr) taken_ = atomicAdd(args_.num_taken, 1);
-  }
-
-  const GemmArgs& args_;
-  std::int32_t index_;
-  std::int32_t end_;
-  TokenTile tokens_{};
-  std::int32_t taken_ = 0;
-};
-
-// Where in the ring of stages a role stands: the stage's first byte and its barriers.
-template <class Shape>
-struct RingPlace {
-  std::uint32_t first_stage;
-  std::uint32_t first_barrier;
-  std::uint32_t stage;
-  std::uint32_t barrier;
-  std::uint32_t parity = 0;
-
-  __device__ explicit RingPlace(const void* smem)
-      : first_stage((ptx::shared_address(smem) + 1023) & ~1023u),
-        first_barrier(first_stage + Shape::kStages * Shape::kStageBytes),
-        stage(first_stage),
-        barrier(first_barrier) {}
-
-  __device__ __forceinline__ std::uint32_t tokens() const { return stage; }
-  __device__ __forceinline__ std::uint32_t weights() const { return stage + Shape::kTokenBytes; }
-  __device__ __forceinline__ std::uint32_t full() const { return barrier; }
-  __device__ __forceinline__ std::uint32_t empty() const { return empty_of(barrier); }
-  __device__ __forceinline__ static std::uint32_t empty_of(std::uint32_t barrier) {
-    return barrier + 8;
-  }
-  __device__ __forceinline__ void wait_full() const { ptx::mbarrier_wait(full(), parity); }
-  __device__ __forceinline__ void wait_empty() const { ptx::mbarrier_wait(empty(), parity ^ 1); }
-  // The producer's, before it says that the stage will be full; the consumers', once it is.
-  __device__ __forceinline__ void put_tile(const GridTile& tile) const {
-    ptx::store_shared_16(barrier + 16, make_uint4(tile.tokens.expert, tile.tokens.begin,
-                                                  tile.tokens.count, tile.row_block));
-  }
-  __device__ __forceinline__ GridTile wait_tile() const {
-    wait_full();
-    const uint4 v = ptx::load_shared_16(barrier + 16);
-    const auto number = [](std::uint32_t bits) { return static_cast<std::int32_t>(bits); };
-    return {{number(v.x), number(v.y), number(v.z), 0}, number(v.w)};
-  }
-  __device__ __forceinline__ void advance() {
-    stage += Shape::kStageBytes;
-    barrier += kBesideStageBytes;
-    if (barrier == first_barrier + kBesideStageBytes * Shape::kStages) {
-      stage = first_stage;
-      barrier = first_barrier;
-      parity ^= 1;
-    }
-  }
-};
-
-// Where consumers learn of their tiles: from the producer, or by the same walk.
-template <class Shape, bool kTakes = Shape::kTakesTiles>
-struct TileSource {
-  __device__ explicit TileSource(const GemmArgs& /*args*/) {}
-  __device__ __forceinline__ bool next(const RingPlace<Shape>& place, GridTile& tile) const {
-    tile = place.wait_tile();
-    return tile.tokens.count > 0;
-  }
-};
-template <class Shape>
-struct TileSource<Shape, false> {
-  TileWalk walk;
-  __device__ explicit TileSource(const GemmArgs& args) : walk(args) {}
-  __device__ __forceinline__ bool next(const RingPlace<Shape>& /*place*/, GridTile& tile) {
-    return walk.next(tile);
-  }
-};
 
 // One thread. With args.early (gemm.h) the first stages' weights are on their way when the kernels
 // before this one end.
@@ -170,7 +34,8 @@ __device__ __forceinline__ void produce(RingPlace<Shape> place, const GemmArgs& 
                                         const CUtensorMap* token_maps) {
   if (!args.early) ptx::wait_for_dependencies();
   bool waited = !args.early;
-  TileWalk walk(args);
+  const StageRange<Shape::kSplits> stages(args);
+  TileWalk<Shape::kSplits> walk(args);
   GridTile tile;
   while (walk.next(tile)) {
     const TokenTile tokens = tile.tokens;
@@ -193,21 +58,21 @@ __device__ __forceinline__ void produce(RingPlace<Shape> place, const GemmArgs& 
     const auto ask_tokens = [&](std::int32_t k, const RingPlace<Shape>& at) {
       ptx::tma_load(at.tokens(), token_maps + width - 1, k * kStageCols, tokens.begin, at.full());
     };
-    std::int32_t k = 0;
+    std::int32_t k = stages.begin;
     if (!waited) {
       RingPlace<Shape> first = place;
-      for (; k < min(Shape::kStages, args.num_stages); ++k) {
+      for (; k < min(stages.begin + Shape::kStages, stages.end); ++k) {
         ask_weights(k);
         place.advance();
       }
       ptx::wait_for_dependencies();
       waited = true;
-      for (std::int32_t i = 0; i < k; ++i) {
+      for (std::int32_t i = stages.begin; i < k; ++i) {
         ask_tokens(i, first);
         first.advance();
       }
     }
-    for (; k < args.num_stages; ++k) {
+    for (; k < stages.end; ++k) {
       ask_weights(k);
       ask_tokens(k, place);
       place.advance();
@@ -284,6 +149,42 @@ __device__ __forceinline__ void multiply(RingPlace<Shape>& place, std::int32_t n
   release(barrier_before);
 }
 
+// The sums of a cluster's blocks to its first, in order, through the ring, which is free: a cluster
+// takes one tile. Returns whether this block has them.
+template <class Shape>
+__device__ __forceinline__ bool add_splits(const void* ring, Accumulators<Shape>& d) {
+  constexpr int kConsumerThreads = Shape::kConsumers * kWarpgroupThreads;
+  constexpr int kFours = Shape::kMaxTokens / 8;
+  static_assert(kFours * kConsumerThreads * 16 <= Shape::kStages * Shape::kStageBytes);
+  const auto rank = static_cast<unsigned>(blockIdx.x) % Shape::kSplits;
+  auto* sums = static_cast<float4*>(const_cast<void*>(ring)) + threadIdx.x;
+  if (rank > 0) {
+    ptx::named_barrier_sync<kConsumerThreads>(1);  // all products that read the ring are done
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      sums[i * kConsumerThreads] = make_float4(d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]);
+    }
+  }
+  ptx::cluster_arrive();
+  ptx::cluster_wait();  // they are there
+  if (rank == 0) {
+    for (unsigned other = 1; other < Shape::kSplits; ++other) {
+      const float4* theirs = ptx::map_to_rank(sums, other);
+#pragma unroll
+      for (int i = 0; i < kFours; ++i) {
+        const float4 v = theirs[i * kConsumerThreads];
+        d[4 * i] += v.x;
+        d[4 * i + 1] += v.y;
+        d[4 * i + 2] += v.z;
+        d[4 * i + 3] += v.w;
+      }
+    }
+  }
+  ptx::cluster_arrive();
+  ptx::cluster_wait();  // they are read
+  return rank == 0;
+}
+
 // Asks for what kAdd will read of a tile's token, `row` the tile's first, to be brought to L2.
 __device__ __forceinline__ void prefetch_rows(const TileOutputArgs& args, std::int64_t token,
                                               std::int32_t row, std::int32_t num_rows) {
@@ -295,7 +196,8 @@ __device__ __forceinline__ void prefetch_rows(const TileOutputArgs& args, std::i
 }
 
 template <class Shape, TileOutput kOutput>
-__device__ __forceinline__ void consume(RingPlace<Shape> place, const GemmArgs& args, int warp) {
+__device__ __forceinline__ void consume(RingPlace<Shape> place, const GemmArgs& args, int warp,
+                                        const void* ring) {
   ptx::wait_for_dependencies();
   ptx::launch_dependents();
   TileSource<Shape> source(args);
@@ -312,7 +214,11 @@ __device__ __forceinline__ void consume(RingPlace<Shape> place, const GemmArgs& 
     const std::int32_t row_tile = row_block * Shape::kRowTiles + warp;
     const BiasPair bias = load_bias(args.output, tokens.expert, row_tile);
     Accumulators<Shape> d = {};
-    multiply(place, args.num_stages, tokens.count, warp, d);
+    const StageRange<Shape::kSplits> stages(args);
+    multiply(place, stages.end - stages.begin, tokens.count, warp, d);
+    if constexpr (Shape::kSplits > 1) {
+      if (!add_splits<Shape>(ring, d)) continue;
+    }
     write_tile<kOutput, Shape::kMaxTokens / 8>(args.output, bias, row_tile, tokens.begin,
                                                tokens.count, d);
   }
@@ -328,7 +234,7 @@ struct MappedGemmArgs {
 
 template <class Shape, TileOutput kOutput>
 __device__ __forceinline__ void gemm_block(const MappedGemmArgs<Shape>& args) {
-  extern __shared__ std::uint8_t raw_smem[];
+  extern __shared__ __align__(16) std::uint8_t raw_smem[];
   const RingPlace<Shape> place(raw_smem);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
@@ -352,7 +258,7 @@ __device__ __forceinline__ void gemm_block(const MappedGemmArgs<Shape>& args) {
     }
   } else {
     if constexpr (Shape::kMoveRegisters) ptx::setmaxnreg_increase<Shape::kConsumerRegisters>();
-    consume<Shape, kOutput>(place, args.gemm, warp);
+    consume<Shape, kOutput>(place, args.gemm, warp, raw_smem);
   }
 }
 

@@ -3,6 +3,7 @@
 // 256 tokens for many tokens, of 64 rows by up to 128 where the weights' bytes are the time and
 // every multiprocessor should have some to read.
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/device/gemm_sm90.h"
 #include "cuda/kernels/linear_bf16.h"
@@ -16,6 +17,8 @@ namespace {
 using WideShape = GemmShape<WeightFormat::kBf16, 2, 256, 32>;
 using MiddleShape = GemmShape<WeightFormat::kBf16, 1, 128, 32>;
 using NarrowShape = GemmShape<WeightFormat::kBf16, 1, 64, 16>;
+using SplitMiddleShape = GemmShape<WeightFormat::kBf16, 1, 128, 32, 2>;
+using SplitNarrowShape = GemmShape<WeightFormat::kBf16, 1, 64, 16, 2>;
 
 template <class Shape, TileOutput kOutput>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
@@ -48,9 +51,11 @@ void launch_shape(const DenseProduct& product, std::int32_t tile_tokens, const D
                      .swiglu_alpha = 0.0f}}};
   const std::int64_t num_tiles = row_blocks * tiles_along(product.num_tokens, tile_tokens);
   launch(linear_bf16_sm90_kernel<Shape, kOutput>,
-         {.blocks = static_cast<int>(std::min<std::int64_t>(num_tiles, device.num_sms)),
+         {.blocks =
+              static_cast<int>(std::min<std::int64_t>(num_tiles * Shape::kSplits, device.num_sms)),
           .threads = Shape::kThreads,
-          .smem = Shape::kSmemBytes},
+          .smem = Shape::kSmemBytes,
+          .cluster = Shape::kSplits},
          args, "linear_bf16", stream);
 }
 
@@ -75,12 +80,20 @@ bool supports_linear_bf16_sm90(const DenseProduct& product, const DeviceInfo& de
 
 void linear_bf16_sm90(const DenseProduct& product, const DeviceInfo& device, cudaStream_t stream) {
   const DenseTiling tiling = dense_tiling(product.weight.rows, product.num_tokens, device);
-  if (tiling.warpgroups == 1 && tiling.tile_tokens > NarrowShape::kMaxTokens) {
-    launch_output<MiddleShape>(product, tiling.tile_tokens, device, stream);
-  } else if (tiling.warpgroups == 1) {
-    launch_output<NarrowShape>(product, tiling.tile_tokens, device, stream);
+  const auto launch_as = [&]<class Shape>(std::type_identity<Shape>) {
+    launch_output<Shape>(product, tiling.tile_tokens, device, stream);
+  };
+  constexpr std::int64_t kLeastColumns = 512;  // that two blocks share
+  const bool split = tiling.splits == 2 && product.weight.cols >= kLeastColumns;
+  const bool middle = tiling.tile_tokens > NarrowShape::kMaxTokens;
+  if (tiling.warpgroups == 2) {
+    launch_as(std::type_identity<WideShape>());
+  } else if (split) {
+    middle ? launch_as(std::type_identity<SplitMiddleShape>())
+           : launch_as(std::type_identity<SplitNarrowShape>());
   } else {
-    launch_output<WideShape>(product, tiling.tile_tokens, device, stream);
+    middle ? launch_as(std::type_identity<MiddleShape>())
+           : launch_as(std::type_identity<NarrowShape>());
   }
 }
 

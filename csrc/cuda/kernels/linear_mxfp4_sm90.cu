@@ -2,11 +2,9 @@
 // swiglu to bf16 [slots][rows / 2]. 2 * slots * rows * cols operations, 17 bytes for 32 weights.
 // Many tokens an expert: tiles of 192 rows by up to 192 tokens (gemm_sm90.h), which divide 2,880
 // and 5,760 rows evenly. Few: up to 256 rows by up to 64, four warpgroups to decode what memory
-// brings (gemm_few_sm90.h). A handful: up to 128 rows by up to 16, by mma.sync, as many warps as
-// fit (gemm_stream_sm90.h).
+// brings (gemm_few_sm90.h).
 #include "cuda/device/gemm_few_sm90.h"
 #include "cuda/device/gemm_sm90.h"
-#include "cuda/device/gemm_stream_sm90.h"
 #include "cuda/kernels/linear_mxfp4.h"
 #include "cuda/launch.h"
 #include "cuda/tensor_map.h"
@@ -30,14 +28,6 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
     linear_mxfp4_few_sm90_kernel(const __grid_constant__ FewArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   gemm_few_block<kOutput>(args);
-#endif
-}
-
-template <TileOutput kOutput>
-__global__ void __launch_bounds__(StreamShape::kThreads, 1)
-    linear_mxfp4_stream_sm90_kernel(const __grid_constant__ StreamArgs args) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  gemm_stream_block<kOutput>(args);
 #endif
 }
 
@@ -69,17 +59,7 @@ template <TileOutput kOutput>
 void launch_output(const ExpertProduct& product, const DeviceInfo& device, cudaStream_t stream) {
   const MxTiles& weight = product.weight;
   // Stages of several chunks take x in whole chunks.
-  const bool in_chunks = weight.cols % kMxChunk == 0;
-  if (in_chunks && product.tile_tokens <= StreamShape::kMaxTokens) {
-    const StreamArgs args{
-        .token_map = token_chunks_tensor_map(product.x, product.num_slots, weight.cols,
-                                             StreamShape::kMaxTokens, StreamShape::kChunks),
-        .weights = weight.data,
-        .num_chunks = static_cast<std::int32_t>(weight.k_chunks()),
-        .gemm = gemm_arguments(product, 1, StreamShape::kChunks, StreamShape::kMaxTokens)};
-    launch(linear_mxfp4_stream_sm90_kernel<kOutput>, launch_shape<StreamShape>(device), args,
-           "linear_mxfp4", stream);
-  } else if (in_chunks && product.tile_tokens <= FewShape::kMaxTokens) {
+  if (product.tile_tokens <= FewShape::kMaxTokens && weight.cols % kMxChunk == 0) {
     FewArgs args{.weight_map = weight_tensor_map(weight, FewShape::kUnitTiles, FewShape::kChunks),
                  .token_maps = {},
                  .num_chunks = static_cast<std::int32_t>(weight.k_chunks()),
