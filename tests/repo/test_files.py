@@ -32,7 +32,10 @@ SPECIALISATIONS = re.compile(r"_(?:bf16|int8|float32)$|_(?:(?:bf16|int8)_)?amx$"
 PARTS = {
     "table": "the table itself",
     "int8_product": "what the int8 products share",
+    "byte_tokens": "what products on tiles of bytes share",
     "int8_byte_tiles": "linear of seven and eight tokens on AMX",
+    "mxfp4_byte_tiles": "linear_mxfp4 of four to six tokens on AMX",
+    "mxfp4_lanes": "linear_mxfp4 of up to three tokens on AMX",
     "mxfp4_stream": "linear_mxfp4 of few tokens",
     "amx_product": "what the products on tiles share",
     "pack_int8": "linear with dense='int8' packs",

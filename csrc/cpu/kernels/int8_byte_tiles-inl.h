@@ -1,19 +1,16 @@
 // linear_int8 of a few tokens on tiles of bytes: packed codes are a tile B as they lie, so nothing
-// is expanded. One product has the high and the low bytes of all tokens; vectors put both together,
-// scale them and add them up, as integer products do, with the same bits.
+// is expanded.
 //
 // Dense int8 4096 x 2880 of 8 tokens, two cores of a Xeon whose read loops do 37 GB/s: 25 GB/s so,
 // 16.1 by VNNI.
 #pragma once
 
-#include "cpu/kernels/amx_product-inl.h"
+#include "cpu/kernels/byte_tokens-inl.h"
 #include "cpu/kernels/linear_int8-inl.h"
 
 namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
 
-// Tokens of a tile: A has the high bytes of each, then the low ones.
-constexpr int kByteTileTokens = 8;
 // Fewer are faster by VNNI: 5 tokens 28.3 GB/s and 26.2 so, 6 tokens 27.2 and 26.1.
 constexpr int kByteTileMinTokens = 7;
 // Tiles of rows side by side, each a stream of memory.
@@ -24,25 +21,8 @@ constexpr std::int64_t kByteLag = 2;
 constexpr std::int64_t kByteAhead = 1024;
 static_assert(kInt8Offset == 128 && kInt8Group == 4 && kRowTile == kTileRows);
 
-// Packed tokens, block after block: {high codes [kTokens][32], low codes [kTokens][32], scales
-// [kTokens], 128 * sums [kTokens]}.
-template <int kTokens>
-struct ByteTokens {
-  static constexpr std::int64_t kCodes = 2 * kTokens * kMxBlock;
-  static constexpr std::int64_t kBlock = kCodes + kTokens * 8;
-  static constexpr std::int64_t kProduct = 2 * kTokens * kTileRowBytes;
-  static_assert((kByteLag + 1) * kByteTiles * kProduct <= kAmxPanelBytes);
-
-  const std::byte* data;
-
-  GPTOSS_INLINE const std::byte* codes(std::int64_t block) const { return data + block * kBlock; }
-  GPTOSS_INLINE const float* scales(std::int64_t block) const {
-    return reinterpret_cast<const float*>(codes(block) + kCodes);
-  }
-  GPTOSS_INLINE const std::int32_t* offsets(std::int64_t block) const {
-    return reinterpret_cast<const std::int32_t*>(codes(block) + kCodes) + kTokens;
-  }
-};
+static_assert((kByteLag + 1) * kByteTiles * ByteTokens<kByteTileTokens>::kProduct <=
+              kAmxPanelBytes);
 
 // Tokens [first, first + kTokens).
 template <int kTokens>
@@ -109,14 +89,10 @@ GPTOSS_INLINE void add_byte_products(const PackedStreams<kTiles>& weights,
   }
   GPTOSS_UNROLL
   for (int t = 0; t < kTokens; ++t) {
-    const __m512i offset = _mm512_set1_epi32(tokens.offsets(index)[t]);
     GPTOSS_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
-      const std::byte* at = products + (tile * 2 * kTokens + t) * kTileRowBytes;
-      const __m512i high = _mm512_slli_epi32(_mm512_load_si512(at), 7);
-      const __m512i low = _mm512_load_si512(at + kTokens * kTileRowBytes);
-      const __m512i dot = _mm512_sub_epi32(_mm512_add_epi32(high, low), offset);
-      acc[tile][t] = add_scaled_dot(acc[tile][t], dot, tokens.scales(index)[t], w_scale[tile]);
+      acc[tile][t] = tokens.add(acc[tile][t], products + tile * ByteTokens<kTokens>::kProduct,
+                                index, t, w_scale[tile]);
     }
   }
 }
@@ -159,10 +135,8 @@ void byte_tiles(const LinearInt8Args& args, std::int64_t first, std::int64_t row
 template <int kTokens>
 void linear_int8_bytes(const LinearInt8Args& args, std::int64_t first, Range rows,
                        const AmxScratch& scratch) {
-  static_assert(kTokens <= kByteTileTokens);
   const ByteTokens<kTokens> tokens = pack_byte_tokens<kTokens>(args.x_bf16, first, scratch.tokens);
-  const TileScope scope({2 * kTokens, kMxBlock}, {kMxBlock / kInt8Group, kTileRowBytes},
-                        {2 * kTokens, kTileRowBytes});
+  const ByteTileScope<kTokens> scope;
   const std::int64_t tiles = (rows.size() + kRowTile - 1) / kRowTile;
   const std::int64_t step = tiles / kByteTiles * kRowTile;
   std::int64_t row = rows.begin;

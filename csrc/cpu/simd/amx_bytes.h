@@ -17,13 +17,18 @@ namespace {
 constexpr std::int64_t kAmxStripBlocks = 4;  // blocks of a row in a vector of codes
 constexpr int kAmxLanes = 16;                // rows at a time
 
-// One token: bytes[2 * low + odd] are the high (low) bytes of its even (odd) columns. Of each
-// block, what goes off a dot and what then multiplies it.
+// One token: of each strip of blocks the high bytes of its even columns, of its odd ones, the low
+// bytes of both, 64 each. Of each block, what goes off a dot and what then multiplies it.
 struct TokenBytes {
-  const std::int8_t* bytes[4];
+  const std::int8_t* lines;
   const std::int32_t* offsets;  // 12 * sum of the codes
   const float* halves;          // half of the scale: the weights' codes are doubled
 };
+
+// Which bytes of a strip its first blocks are.
+GPTOSS_INLINE __mmask64 first_blocks(std::int64_t count) {
+  return (__mmask64{1} << 16 * count) - 1u;
+}
 
 // 32 floats of one token, as bf16 and bytes.
 struct Bf16Block {
@@ -103,12 +108,11 @@ template <int kTokens, bool kWhole>
 GPTOSS_INLINE void dot_strip_bytes(const std::uint8_t* codes, std::int64_t stride,
                                    const TokenBytes (&tokens)[kTokens], std::int64_t block,
                                    std::int64_t count, __m512i (&dots)[kTokens][kAmxStripBlocks]) {
-  const __mmask64 there = kWhole ? ~__mmask64{0} : (__mmask64{1} << 16 * count) - 1u;
-  const auto load = [&](const void* p) __attribute__((always_inline)) {
-    return kWhole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(there, p);
-  };
+  const __mmask64 there = kWhole ? ~__mmask64{0} : first_blocks(count);
   const __m512i table = _mm512_broadcast_i32x4(
       _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  // Each byte from its upper half on: for a shift there is but one port, which the dots need.
+  const __m512i upper = _mm512_set1_epi64(0x3c342c241c140c04);
   // Four rows at a time: lane b of by_row[g] has block b of rows 4 * g ... 4 * g + 3.
   __m512i by_row[kTokens][4];
   GPTOSS_UNROLL
@@ -118,13 +122,15 @@ GPTOSS_INLINE void dot_strip_bytes(const std::uint8_t* codes, std::int64_t strid
     for (int r = 0; r < 4; ++r) {
       const std::uint8_t* row = codes + (4 * g + r) * stride + block * kMxBlockBytes;
       _mm_prefetch(reinterpret_cast<const char*>(row) + kCodesAhead, _MM_HINT_T1);
-      const __m512i bytes = load(row);
+      __m512i bytes = kWhole ? _mm512_loadu_si512(row) : _mm512_maskz_loadu_epi8(there, row);
+      asm("" : "+v"(bytes));  // or the compiler loads them twice
       const __m512i even = _mm512_permutexvar_epi8(bytes, table);
-      const __m512i odd = _mm512_permutexvar_epi8(_mm512_srli_epi16(bytes, 4), table);
+      const __m512i odd =
+          _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(upper, bytes), table);
       GPTOSS_UNROLL
       for (int t = 0; t < kTokens; ++t) {
         const auto x = [&](int i) __attribute__((always_inline)) {
-          return load(tokens[t].bytes[i] + 16 * block);
+          return _mm512_load_si512(tokens[t].lines + 64 * (block + i));
         };
         __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, x(0));
         sum = _mm512_slli_epi32(_mm512_dpbusd_epi32(sum, odd, x(1)), 7);
@@ -150,6 +156,27 @@ GPTOSS_INLINE void dot_strip_bytes(const std::uint8_t* codes, std::int64_t strid
     dots[t][1] = _mm512_shuffle_i32x4(a, b, 0xdd);
     dots[t][2] = _mm512_shuffle_i32x4(c, d, 0x88);
     dots[t][3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+  }
+}
+
+// One block of sixteen rows: out[i] has a quad of codes of every row, doubled and 12 added.
+GPTOSS_INLINE void expand_lanes(const std::uint8_t* codes, std::int64_t stride,
+                                RowBytes (&out)[8]) {
+  const __m512i table = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  RowBytes words[4];
+  load_row_dwords(codes, stride, words);
+  GPTOSS_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    out[2 * j] = _mm512_permutexvar_epi8(words[j], table);
+    out[2 * j + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(words[j], 4), table);
+  }
+}
+
+// A line of each lane, kCodesAhead bytes on.
+GPTOSS_INLINE void fetch_codes(const std::uint8_t* codes, std::int64_t stride) {
+  for (int r = 0; r < kAmxLanes; ++r) {
+    _mm_prefetch(reinterpret_cast<const char*>(codes) + r * stride + kCodesAhead, _MM_HINT_T1);
   }
 }
 
