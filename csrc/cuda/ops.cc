@@ -199,13 +199,11 @@ void CudaOps::linear_mxfp4_int8(const LinearMxfp4OpArgs& args) {
   const std::int32_t num_slots = narrow(args.num_rows);
   const std::int32_t tile_tokens = expert_tile_tokens(num_slots, 1, device_);
   std::vector<TokenTile> list;
-  std::int32_t work = 0;
-  for (std::int32_t begin = 0; begin < num_slots; begin += tile_tokens) {
-    list.push_back({0, begin, std::min(tile_tokens, num_slots - begin), work});
-    work += tile_work(list.back().count);
+  const std::int32_t num_tiles = narrow(tiles_along(num_slots, tile_tokens));
+  for (std::int32_t i = 0; i <= num_tiles; ++i) {  // one more: where all end
+    const std::int32_t from = std::min(i * tile_tokens, num_slots);
+    list.push_back({0, from, std::min(tile_tokens, num_slots - from), i * tile_work(tile_tokens)});
   }
-  const std::int32_t num_tiles = narrow(std::ssize(list));
-  list.push_back({0, num_slots, 0, work});
   const auto list_device = op_vector(std::as_const(list).data(), num_tiles + 1);
   const auto count_device = op_vector(&num_tiles, 1);
   const DeviceBuffer product = device_array<float>(args.num_rows * rows);
