@@ -2,8 +2,9 @@
 # On a machine with a CUDA GPU, from a bare checkout: builds, checks and times everything, and
 # prints the tables of benchmarks/results. Needs Python 3.11 or newer with numpy, tiktoken, torch,
 # pytest, hypothesis and pybind11, CMake, Ninja and nvcc 13; no network.
-#   benchmarks/bench_cuda.sh [build] [check] [sanitize] [files] [bench] [-- options of bench_cuda.py]
-# Without parts: all. "files" takes 14 GB of disk, and times transformers where it is installed.
+#   benchmarks/bench_cuda.sh [build] [check] [portable] [sanitize] [files] [bench]
+#                            [-- options of bench_cuda.py]
+# Without parts: all. "portable" checks the kernels of compute capability 8.0 on this GPU; "files" takes 14 GB of disk, and times transformers where it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,13 +13,13 @@ build=build/bench-cuda
 parts=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    build | check | sanitize | files | bench) parts+=("$1") ;;
+    build | check | portable | sanitize | files | bench) parts+=("$1") ;;
     --) shift && break ;;
     *) echo "unknown part: $1" >&2 && exit 2 ;;
   esac
   shift
 done
-[ ${#parts[@]} -gt 0 ] || parts=(build check sanitize files bench)
+[ ${#parts[@]} -gt 0 ] || parts=(build check portable sanitize files bench)
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 has() { [[ " ${parts[*]} " == *" $1 "* ]]; }
@@ -50,6 +51,10 @@ pytest() { "$python" -m pytest -q -p no:cacheprovider "$@"; }
 if has check; then
   step "check"
   pytest tests/cuda tests/ops -k cuda || failed+=(check)
+fi
+if has portable; then
+  step "portable"
+  GPT_OSS_NATIVE_CUDA_ARCH=80 pytest tests/cuda || failed+=(portable)
 fi
 if has sanitize; then
   step "compute-sanitizer"
