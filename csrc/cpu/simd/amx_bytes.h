@@ -111,7 +111,7 @@ GPTOSS_INLINE void dot_strip_bytes(const std::uint8_t* codes, std::int64_t strid
   const __mmask64 there = kWhole ? ~__mmask64{0} : first_blocks(count);
   const __m512i table = _mm512_broadcast_i32x4(
       _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-  // Each byte from its upper half on: for a shift there is but one port, which the dots need.
+  // Each byte from its upper half on, by one byte selection (vpmultishiftqb) instead of a shift.
   const __m512i upper = _mm512_set1_epi64(0x3c342c241c140c04);
   // Four rows at a time: lane b of by_row[g] has block b of rows 4 * g ... 4 * g + 3.
   __m512i by_row[kTokens][4];
