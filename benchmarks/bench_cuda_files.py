@@ -1,5 +1,6 @@
-"""A 20b checkpoint in files: from the page cache to ready, and transformers' GptOssForCausalLM on
-the GPU with the same weights (dequantised to bfloat16), one sequence.
+"""A 20b checkpoint in files: from the page cache to ready, its logits against the CPU engine in
+float32, and transformers' GptOssForCausalLM on the GPU with the same weights (dequantised to
+bfloat16), one sequence.
 
 The file is made of one block of random values a tensor kind, repeated, with the distributions of
 `gpt_oss_native.synthesize`: full size in a few seconds.
@@ -12,6 +13,7 @@ import dataclasses
 import importlib.util
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,6 +35,8 @@ from gpt_oss_native.synthesize import (
 )
 
 GREEDY = gon.Sampling(temperature=0)
+# Of rows of logits: a fault of a kernel gives 1, rounding of activations to bfloat16 about 0.01.
+MOST_DIFFERENCE = 0.05
 _PIECE = 8 << 20
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -78,6 +82,38 @@ def our_token_seconds(model: gon.Model, prompt: list[int], count: int = 150) -> 
         for _ in session.generate(prompt[-1:], GREEDY, max_new_tokens=count):
             stamps.append(time.perf_counter())
     return float(np.diff(stamps[20:]).mean())
+
+
+def check_logits(directory: Path, vocab: int) -> None:
+    """Ends the program where the device's logits are not those of the CPU engine in float32, up to
+    rounding of activations: few rows at a time, and at once."""
+    tokens = tokens_of(40, vocab)
+    found = {}
+    with gon.Model.load(directory, device="cuda") as model:
+        for size in (1, 20, 40):
+            with model.session() as session:
+                parts = range(0, len(tokens), size)
+                rows = [session.forward(tokens[a : a + size], logits="all") for a in parts]
+            found[size] = np.concatenate(rows)
+    start = time.perf_counter()
+    with (
+        gon.Model.load(directory, device="cpu", precision="float32") as model,
+        model.session() as session,
+    ):
+        exact = session.forward(tokens, logits="all")
+    print(f"the same by the CPU engine in float32: {time.perf_counter() - start:.1f} s")
+    table_rows = [["tokens at a time", "median", "worst", "likeliest agrees"]]
+    medians = []
+    for size, logits in found.items():
+        error = np.linalg.norm(logits - exact, axis=1) / np.linalg.norm(exact, axis=1)
+        agree = float((logits.argmax(axis=1) == exact.argmax(axis=1)).mean())
+        medians.append(float(np.median(error)))
+        table_rows.append(
+            [str(size), f"{medians[-1]:.4f}", f"{float(error.max()):.4f}", f"{agree:.0%}"]
+        )
+    table(f"logits of {len(tokens)} tokens, relative difference of rows to float32", table_rows)
+    if not max(medians) < MOST_DIFFERENCE:
+        sys.exit(f"expected a median below {MOST_DIFFERENCE}")
 
 
 # --- transformers ---------------------------------------------------------------------------------
@@ -212,6 +248,7 @@ def main() -> None:
         table("from the page cache to ready", [["attempt", "s", "GB/s"], *rows])
         if args.layers == PRESETS["20b"].num_hidden_layers:
             reached["20b load"] = statistics.median(times)
+        check_logits(directory, shape.vocab_size)
         if not args.no_transformers and importlib.util.find_spec("transformers"):
             with gon.Model.load(directory, device="cuda") as model:
                 reached["20b transformers"] = compare(model, shape)
