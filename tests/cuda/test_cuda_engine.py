@@ -85,8 +85,9 @@ def test_forced_experts_leave_rounding_alone(
             cpu = session._core.forward_forced(tokens, experts)
         error = relative_error(found, exact)
         other = relative_error(cpu, exact)
-        # Random experts can cancel out: what a row then amplifies, it amplifies on the CPU, too.
-        assert error.max() < max(0.05, 2.0 * other.max()), (length, error.max(), other.max())
+        # Random experts can cancel out, and what is left of a row then shows its rounding larger:
+        # a few in a thousand rows exceed 0.05, where a fault gives about 1.
+        assert error.max() < max(0.15, 2.0 * other.max()), (length, error.max(), other.max())
         assert np.median(error) < 0.02, (length, np.median(error))
 
 

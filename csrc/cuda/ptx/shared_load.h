@@ -1,5 +1,5 @@
-// Loads from and stores to shared memory by address in the shared window (mbarrier.h): offsets of a ring's
-// stages stay 32-bit numbers.
+// Loads from and stores to shared memory by address in the shared window (mbarrier.h): offsets of a
+// ring's stages stay 32-bit numbers.
 #pragma once
 
 #include <cuda_runtime.h>
