@@ -39,7 +39,7 @@ Commands = Callable[[argparse.Namespace], list[list[str]]]
 
 def _bench(*options: str) -> Commands:
     """One run of ``gpt-oss-native bench`` on all layers."""
-    program = [sys.executable, "-m", "gpt_oss_native.cli", "bench", "--device", "cpu"]
+    program = [sys.executable, "-m", "gpt_oss_native", "bench", "--device", "cpu"]
 
     def commands(arguments: argparse.Namespace) -> list[list[str]]:
         states = arguments.work / "states"

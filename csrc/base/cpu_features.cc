@@ -142,7 +142,7 @@ Isa isa_from_name(const std::string& name) {
     return isa;
   }
   throw InvalidArgument(cat("[isa_from_name] expected scalar, avx2, avx512 or amx, got \"", name,
-                            "\"; check GPT_OSS_NATIVE_ISA"));
+                            "\"; check isa and GPT_OSS_NATIVE_ISA"));
 }
 
 std::vector<Isa> available_isas() {

@@ -320,9 +320,10 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
+        where = "closed" if self.closed else f"on {self._core.describe()}"
         return (
             f"<Model {self._checkpoint.directory.name}: {c.num_layers} layers, {c.num_experts} "
-            f"experts, hidden {c.hidden_size}, on {self._core.describe()}>"
+            f"experts, hidden {c.hidden_size}, {where}>"
         )
 
     def _ban_reserved_tokens(self) -> None:

@@ -22,7 +22,7 @@ class Sampling:
         temperature: divides the logits; 0 takes the most likely token (ties: the lowest id).
         top_k: keeps the k most likely tokens; 0 keeps all.
         top_p: keeps the smallest set of tokens whose probability reaches this; in (0, 1].
-        min_p: keeps tokens at least this fraction as likely as the most likely one; in [0, 1).
+        min_p: keeps tokens at least this fraction as likely as the most likely one; in [0, 1].
         repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt
             or the generation (arXiv 1909.05858).
         presence_penalty: subtracted once from tokens already generated.

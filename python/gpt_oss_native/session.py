@@ -145,13 +145,14 @@ class Session:
             InvalidArgument: an option or token is out of range, or the prompt does not fit;
                 nothing was changed.
         """
+        sampling = Sampling() if sampling is None else sampling
+        _check_options(sampling, logprobs, mask)
         matcher = None
         if stop:
             from .detokenizer import StopStrings
 
             matcher = StopStrings([stop] if isinstance(stop, str) else list(stop))
         self._model._ban_reserved_tokens()
-        sampling = Sampling() if sampling is None else sampling
         core = _core.Generation(
             self._core,
             tokens,
@@ -332,6 +333,18 @@ def next_of_all(generations: Sequence[Generation[int]]) -> list[int | None]:
         if token is not None:
             generation._look_for_stop(token)
     return tokens
+
+
+def _check_options(sampling: Any, logprobs: int | None, mask: Any) -> None:
+    if not isinstance(sampling, Sampling):
+        raise InvalidArgument(f"[generate] sampling: expected a Sampling, got {sampling!r}")
+    if logprobs is not None and logprobs < 0:
+        raise InvalidArgument(f"[generate] logprobs: expected 0 or more, or None, got {logprobs}")
+    if mask is not None and not callable(mask):
+        raise InvalidArgument(
+            f"[generate] mask: expected a function that returns a mask, got a "
+            f"{type(mask).__name__}; give one for all tokens as Sampling.allowed_tokens"
+        )
 
 
 def _with_allowed(mask: MaskFunction | None, sampling: Sampling) -> MaskFunction | None:

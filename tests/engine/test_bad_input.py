@@ -311,6 +311,14 @@ def test_what_is_no_token_is_refused_and_nothing_changes(tokens: Any) -> None:
     assert np.array_equal(session.forward([3]), last_logits(model, [1, 2, 3]))
 
 
+@pytest.mark.parametrize("wrong", [None, "a", 1.0, 1 << 70, [1]], ids=repr)
+def test_the_first_element_that_is_no_token_is_named(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        shared_model().session().forward([1, 2, wrong, 3])
+    assert str(caught.value).startswith("[forward] tokens[2]: ")
+    assert str(caught.value).endswith(f"got {wrong!r}")
+
+
 @pytest.mark.parametrize(
     "tokens",
     [

@@ -515,3 +515,28 @@ def test_a_handler_that_returns_does_not_disturb(prompt: list[int]) -> None:
         signal.signal(signal.SIGALRM, before)
     assert found == expected
     assert calls
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sampling": {"temperature": 0}}, r"\[generate\] sampling: .*'temperature'"),
+        ({"sampling": 0.5}, r"\[generate\] sampling: .*0\.5"),
+        ({"sampling": gon.Sampling(temperature="hot")}, r"\[sampling\] temperature: .*'hot'"),
+        ({"sampling": gon.Sampling(top_k=1.5)}, r"\[sampling\] top_k: .*1\.5"),
+        ({"sampling": gon.Sampling(seed=1.5)}, r"\[sampling\] seed: .*1\.5"),
+        ({"sampling": gon.Sampling(logit_bias={"a": 1})}, r"\[sampling\] logit_bias: .*'a'"),
+        ({"logprobs": -1}, r"\[generate\] logprobs: .*-1"),
+        ({"mask": np.ones(VOCAB, bool)}, r"\[generate\] mask: .*ndarray.*allowed_tokens"),
+    ],
+    ids=str,
+)
+def test_an_option_of_another_kind_is_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        shared_model().session().generate([1], **options)
+
+
+def test_any_integer_is_a_seed() -> None:
+    seeds = [np.int64(-1), -1, 2**64 - 1, 2**70 - 1]
+    found = {shared_model().session().generate([1], gon.Sampling(seed=seed)).seed for seed in seeds}
+    assert found == {2**64 - 1}

@@ -268,6 +268,7 @@ def test_a_closed_model_and_its_sessions_say_so() -> None:
         pass
     model.close()
     assert model.closed
+    assert "closed" in repr(model)
     for call in (
         lambda: model.session(),
         lambda: model.memory(),

@@ -352,5 +352,5 @@ def test_logprobs_come_with_the_reply(nano: Model) -> None:
 def test_a_closed_chat_raises(nano: Model) -> None:
     chat = Chat(nano)
     chat.close()
-    with pytest.raises(InvalidArgument, match="closed"):
+    with pytest.raises(InvalidArgument, match=r"\[chat\].*closed"):
         chat.ask("1 + 2")

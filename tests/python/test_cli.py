@@ -61,6 +61,13 @@ def test_help_loads_neither_numpy_nor_the_core() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_an_unknown_option_points_to_the_help_of_its_command(run: Run) -> None:
+    result = run("generate", "--max-tokens", "3", "hi")
+    assert result.code == 2
+    assert "--max-tokens" in result.err
+    assert result.err.endswith("see gpt-oss-native generate --help\n")
+
+
 def test_version_is_printed(run: Run) -> None:
     result = run("--version")
     assert result.code == 0

@@ -19,7 +19,7 @@ Run = Callable[..., SimpleNamespace]
 
 def command(*args: str) -> list[str]:
     """The command line that runs the program in a process of its own."""
-    return [sys.executable, "-m", "gpt_oss_native.cli", *args]
+    return [sys.executable, "-m", "gpt_oss_native", *args]
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -41,7 +41,7 @@ LAYERS = (
     {"ops", "model"},
     {"session", "harmony", "structured", "tools"},
     {"chat", "bench"},
-    {"cli", "server"},
+    {"cli", "server", "__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 NEEDED = {"numpy", "tiktoken"}  # the whole run-time list of the base wheel

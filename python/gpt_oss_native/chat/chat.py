@@ -159,6 +159,8 @@ class Chat:
                 f"[chat] question: expected text of one character or more, got {question!r}"
             )
         chosen = self._defaults.turn(options)
+        if self._session.closed:
+            raise InvalidArgument("[chat] expected an open chat, this one was closed; make another")
         self._end_running()
         asked = [Message.from_role_and_content(Role.USER, question)]
         if chosen.format is not None and chosen.format is not self._opening.format:

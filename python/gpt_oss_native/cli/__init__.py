@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import GptOssError, InvalidArgument
 from . import bench, chat, generate, info, synthesize
@@ -30,6 +30,13 @@ examples:
 
 class _Parser(argparse.ArgumentParser):
     """Reports a mistake in one line, as every other error of the program."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Leaves no argument to the parser above, whose help does not list this command's."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         _complain(f"{message}; see {self.prog} --help")
