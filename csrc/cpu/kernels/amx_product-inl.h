@@ -43,9 +43,9 @@ constexpr std::int64_t kAmxSumBytes = kAmxTokens / kTileTokens * 2 * kTileBytes;
 constexpr std::int64_t kAmxPanelBytes = 20 * kTileBytes;
 static_assert(kPanelSteps * 2 * kTileBytes <= kAmxPanelBytes);
 
-// 72 bytes a block of 32 and what rounds them up, for each of three tokens.
+// 72 bytes a block of 32 and what rounds them up, for each of two tokens.
 GPTOSS_INLINE std::int64_t few_token_bytes(std::int64_t cols) {
-  return 3 * ((cols / kMxBlock + 3) * 72 + 64) / 64 * 64 + 64;
+  return 2 * ((cols / kMxBlock + 3) * 72 + 64) / 64 * 64 + 64;
 }
 
 std::size_t amx_scratch_bytes(std::int64_t cols) {

@@ -10,8 +10,8 @@
 #pragma once
 
 #include "cpu/kernels/amx_product-inl.h"
-#include "cpu/kernels/mxfp4_byte_tiles-inl.h"
 #include "cpu/kernels/mxfp4_lanes-inl.h"
+#include "cpu/kernels/mxfp4_quads-inl.h"
 #include "cpu/simd/amx_bytes.h"
 
 namespace gptoss::cpu::GPTOSS_ISA {
@@ -87,18 +87,20 @@ void mxfp4_panel(const LinearMxfp4Args& args, const TokenTiles& x, Range tokens,
 
 void linear_mxfp4_amx(const LinearMxfp4Args& args, Range rows, std::byte* memory) {
   const AmxScratch scratch = cut_amx_scratch(memory, args.weight.cols);
+  const auto units_of = [&](Range tokens) {
+    return unit_range(args.x_bf16, tokens, [&](std::int64_t t) { return args.x_rows[t]; });
+  };
   if (args.num_rows <= kStripTokens) {
     return multiply_few(args, 0, args.num_rows, rows, scratch.blocks);
   }
-  if (args.num_rows <= kByteTileMxTokens) {
-    return multiply_some_on_tiles<kStripTokens + 1>(args, 0, args.num_rows, rows, scratch);
+  if (args.num_rows <= kQuadTokens && fits_quads(units_of({0, args.num_rows}))) {
+    return multiply_by_quads<kStripTokens + 1>(args, 0, args.num_rows, rows, scratch.tokens);
   }
   for (std::int64_t first = 0; first < args.num_rows; first += kAmxTokens) {
     const std::int64_t left = args.num_rows - first;
     const Range tokens{first, first + (left < kAmxTokens ? left : kAmxTokens)};
     const TokenTiles x = pack_bf16_tokens(args, tokens, scratch.tokens);
-    const UnitRange units =
-        unit_range(args.x_bf16, tokens, [&](std::int64_t t) { return args.x_rows[t]; });
+    const UnitRange units = units_of(tokens);
     const TileScope scope(x.width());
     std::int64_t row = rows.begin;
     for (; row + 2 * kTileRows <= rows.end; row += 2 * kTileRows) {

@@ -9,8 +9,8 @@
 namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
 
-// As many tokens of an expert are met so; more are faster on tiles of bytes.
-constexpr int kStripTokens = 3;
+// As many tokens of an expert are met so; more share turned blocks (mxfp4_quads-inl.h).
+constexpr int kStripTokens = 2;
 // Blocks whose scales are loaded at a time.
 constexpr std::int64_t kScaleGroup = 16;
 

@@ -159,27 +159,6 @@ GPTOSS_INLINE void dot_strip_bytes(const std::uint8_t* codes, std::int64_t strid
   }
 }
 
-// One block of sixteen rows: out[i] has a quad of codes of every row, doubled and 12 added.
-GPTOSS_INLINE void expand_lanes(const std::uint8_t* codes, std::int64_t stride,
-                                RowBytes (&out)[8]) {
-  const __m512i table = _mm512_broadcast_i32x4(
-      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-  RowBytes words[4];
-  load_row_dwords(codes, stride, words);
-  GPTOSS_UNROLL
-  for (int j = 0; j < 4; ++j) {
-    out[2 * j] = _mm512_permutexvar_epi8(words[j], table);
-    out[2 * j + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(words[j], 4), table);
-  }
-}
-
-// A line of each lane, kCodesAhead bytes on.
-GPTOSS_INLINE void fetch_codes(const std::uint8_t* codes, std::int64_t stride) {
-  for (int r = 0; r < kAmxLanes; ++r) {
-    _mm_prefetch(reinterpret_cast<const char*>(codes) + r * stride + kCodesAhead, _MM_HINT_T1);
-  }
-}
-
 // Scale bytes of a strip: dword of each lane's row. Reads nothing beyond a row of `num_blocks`.
 GPTOSS_INLINE __m512i load_strip_scales(const std::uint8_t* scales, std::int64_t stride,
                                         std::int64_t block, std::int64_t num_blocks) {
