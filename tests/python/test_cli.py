@@ -79,6 +79,7 @@ MISTAKES = {
     "unknown command": (("sing",), 2),
     "unknown option": (("chat", "--loud"), 2),
     "not a number": (("generate", "--temperature", "hot", "hi"), 2),
+    "no date": (("chat", "--date", "tomorrow", "--once", "hi"), 2),
     "no such model": (("chat", "-m", "/no/such/place", "--once", "hi"), 1),
     "temperature out of range": (("generate", "--temperature", "-1", "hi"), 2),
     "threads out of range": (("generate", "--threads", "0", "hi"), 2),

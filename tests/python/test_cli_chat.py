@@ -206,3 +206,14 @@ def test_the_system_prompt_and_the_effort_are_told(run: Run, tmp_path: Path) -> 
     assert result.out.endswith("[answer]\n125\n")
     longer = run("chat", "-r", "high", "--once", "What is 57 + 68?", *LONG)
     assert len(longer.out) > len(result.out)
+
+
+def test_the_python_tool_without_its_extra_is_an_error_before_the_first_question(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", None)  # as if it were not installed
+    result = run("chat", "--python", "--once", "What is 2 + 2?")
+    assert result.code == 2
+    assert result.out == ""
+    assert "expected ipykernel" in result.err
+    assert "gpt-oss-native[python-tool]" in result.err

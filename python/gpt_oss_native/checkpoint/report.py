@@ -41,7 +41,7 @@ class CheckpointReport:
     def lines(self) -> list[str]:
         """The report in words, one fact a line."""
         lines = [
-            f"layout        {self.layout}, {self.num_files} files, {_bytes(self.file_bytes)}",
+            f"layout        {self.layout}, {_files(self.num_files)}, {_bytes(self.file_bytes)}",
             f"tensors       {self.num_tensors}: bf16 {_bytes(self.bf16_bytes)}, "
             f"mxfp4 blocks {_bytes(self.mxfp4_block_bytes)}, "
             f"scales {_bytes(self.mxfp4_scale_bytes)}",
@@ -138,4 +138,8 @@ def _count(number: int) -> str:
     for unit, scale in (("billion", 1e9), ("million", 1e6)):
         if number >= scale:
             return f"{number / scale:.2f} {unit}"
-    return str(number)
+    return f"{number:,}"
+
+
+def _files(number: int) -> str:
+    return "1 file" if number == 1 else f"{number} files"

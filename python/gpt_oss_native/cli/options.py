@@ -122,7 +122,10 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
         help="effort of the reasoning (default: medium)",
     )
     group.add_argument(
-        "--date", metavar="YYYY-MM-DD", help="tell the model the date (default: it is not told)"
+        "--date",
+        type=_date,
+        metavar="YYYY-MM-DD",
+        help="tell the model the date (default: it is not told)",
     )
     shown = group.add_mutually_exclusive_group()
     shown.add_argument(
@@ -134,6 +137,18 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="print the answer alone",
     )
+
+
+def _date(text: str) -> str:
+    """The date as the models know dates."""
+    from datetime import date
+
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a date such as 2025-06-28, got {text!r}"
+        ) from None
 
 
 def _device(text: str) -> str:

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
@@ -49,14 +50,15 @@ class Toolset:
     """The tools of one program run; closing it ends what they started."""
 
     def __init__(self, args: argparse.Namespace, model: Model) -> None:
-        """Makes them. Raises InvalidArgument for a function that is not there, BrowserError or
-        OSError for a folder that is not."""
+        """Makes them. Raises InvalidArgument for a function or an extra that is not there,
+        BrowserError or OSError for a folder that is not."""
         from .. import tools
 
         self.tools: list[Any] = []
         self._browser: BrowserTool | None = None
         self._open = ExitStack()
         if args.python:
+            _require_python_tool()
             self.tools.append(self._open.enter_context(tools.PythonTool()))
         if args.browser:
             self._browser = tools.BrowserTool(tools.LocalFiles(args.browser), model.tokenizer)
@@ -82,6 +84,16 @@ class Toolset:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+
+def _require_python_tool() -> None:
+    """Says so at the start; the tool itself would tell the model, at its first call."""
+    missing = [name for name in ("jupyter_client", "ipykernel") if find_spec(name) is None]
+    if missing:
+        raise InvalidArgument(
+            f"[chat] --python: expected {' and '.join(missing)}, found none; run pip install "
+            "'gpt-oss-native[python-tool]'"
+        )
 
 
 def _imported(name: str) -> Any:

@@ -95,7 +95,7 @@ class PythonProcess:
         except ImportError as error:
             raise InvalidArgument(
                 "[python tool] expected jupyter_client and ipykernel, found none; "
-                "install gpt-oss-native[python-tool]"
+                "run pip install 'gpt-oss-native[python-tool]'"
             ) from error
         directory = tempfile.mkdtemp(prefix="gpt-oss-native-")
         self._resources = _Resources(directory, os.getpid())
