@@ -57,21 +57,28 @@ def floors(model: gon.Model) -> dict[str, float]:
 def print_steps(
     title: str, run: Callable[[], object], count: int, bytes_of: dict[str, float]
 ) -> None:
-    """Kernels of ``count`` steps, a step. Those that begin before the one before them ends overlap,
-    so their times add up to more than the step's."""
+    """Kernels of ``count`` steps, a step. Those that begin before the one before them ends overlap
+    and wait for it, so their times add up to more than the step's; what each adds does not: the
+    time from when all before it had ended to its own end."""
     kernels = kernels_of(run)
     if not kernels:
         print(f"\n{title}: the profiler saw none", flush=True)
         return
-    rows = [["", "a step", "us each", "us a step", "floor us", "of copy"]]
-    for kernel in dict.fromkeys(kernel for kernel, _, _ in kernels):
+    added: dict[str, float] = {}
+    end = kernels[0][1] / 1e3
+    for kernel, start, us in kernels:
+        added[kernel] = added.get(kernel, 0.0) + max(0.0, start / 1e3 + us - end)
+        end = max(end, start / 1e3 + us)
+    rows = [["", "a step", "us each", "us a step", "adds", "floor us", "of copy"]]
+    for kernel in added:
         times = [us for other, _, us in kernels if other == kernel]
         mean, each = sum(times) / len(times), len(times) / count
         floor = 1e6 * bytes_of.get(kernel, 0.0) / PEAKS["copy"]
         of = [f"{floor:.2f}", f"{floor / mean:.1%}"] if floor else ["", ""]
-        rows.append([kernel, f"{each:.1f}", f"{mean:.2f}", f"{mean * each:.1f}", *of])
-    span = (kernels[-1][1] - kernels[0][1]) / 1e3 / count
-    rows.append(["first to last", "", "", f"{span:.1f}", "", ""])
+        adds = f"{added[kernel] / count:.1f}"
+        rows.append([kernel, f"{each:.1f}", f"{mean:.2f}", f"{mean * each:.1f}", adds, *of])
+    span = (end - kernels[0][1] / 1e3) / count
+    rows.append(["first to last", "", "", "", f"{span:.1f}", "", ""])
     table(title, rows)
 
 
