@@ -39,20 +39,26 @@ __device__ __forceinline__ std::uint64_t top_p_limit(const DrawRow& row, std::ui
 }
 
 // round(2^44 * exp((logit - largest) / temperature)): the operations of weight_of in
-// engine/logits.cc, one by one, none contracted.
+// engine/logits.cc, one by one, contracted only where the product is exact.
 struct DrawWeights {
   double largest;
   double inverse_temperature;
 
-  __device__ std::uint64_t of(float logit) const {
+  static constexpr double kTwoTo52 = 4503599627370496.0;
+  static constexpr std::uint64_t kBitsOfZero = 0x4330000000000000;  // of kTwoTo52
+
+  __device__ std::uint64_t of(float logit) const { return bits(logit) - kBitsOfZero; }
+
+  // The weight and kBitsOfZero.
+  __device__ std::uint64_t bits(float logit) const {
     const auto add = [](double a, double b) { return __dadd_rn(a, b); };
     const auto multiply = [](double a, double b) { return __dmul_rn(a, b); };
-    double x = multiply(add(static_cast<double>(logit), -largest), inverse_temperature);
-    x = x > -100.0 ? x : -100.0;
+    const double x =
+        limited(multiply(add(static_cast<double>(logit), -largest), inverse_temperature));
     const double shifted = add(multiply(x, 1.4426950408889634074), 6755399441055744.0);
     const double n = add(shifted, -6755399441055744.0);
-    const double r = add(add(x, -multiply(n, 6.93147180369123816490e-01)),
-                         -multiply(n, 1.90821492927058770002e-10));
+    const double r =
+        add(__fma_rn(-n, 6.93147180369123816490e-01, x), -multiply(n, 1.90821492927058770002e-10));
     double p = add(multiply(r, 1.0 / 39916800), 1.0 / 3628800);
     p = add(multiply(p, r), 1.0 / 362880);
     p = add(multiply(p, r), 1.0 / 40320);
@@ -64,13 +70,19 @@ struct DrawWeights {
     p = add(multiply(p, r), 0.5);
     p = add(multiply(p, r), 1.0);
     p = add(multiply(p, r), 1.0);
-    const std::uint64_t exponent =
-        static_cast<std::uint64_t>(__double_as_longlong(shifted)) + (1023 + kDrawWeightBits);
-    const double power = __longlong_as_double(static_cast<long long>(exponent << 52));
-    const double weight = add(multiply(p, power), 4503599627370496.0);
-    return static_cast<std::uint64_t>(__double_as_longlong(weight)) &
-           ((std::uint64_t{1} << 52) - 1);
+    const int exponent = __double2loint(shifted) + (1023 + kDrawWeightBits);
+    const double power = __hiloint2double(exponent << 20, 0);
+    return static_cast<std::uint64_t>(__double_as_longlong(__fma_rn(p, power, kTwoTo52)));
   }
+  // Below -100 a number that is about that: its weight is 0, too. Double precision is the time
+  // here, so its high word is what is compared.
+  static __device__ double limited(double x) {
+    const auto high = static_cast<std::uint32_t>(__double2hiint(x));
+    constexpr std::uint32_t kHighOfLowest = 0xc0590000u;
+    return __hiloint2double(static_cast<int>(min(high, kHighOfLowest)), __double2loint(x));
+  }
+  // Whether `kept` keeps all: weights below 1 are 0 as they are.
+  static __device__ bool keeps_all(const DrawRow& row) { return row.min_weight <= 1; }
   // 0 below min-p.
   static __device__ std::uint64_t kept(const DrawRow& row, std::uint64_t weight) {
     return static_cast<double>(weight) < row.min_weight ? 0 : weight;

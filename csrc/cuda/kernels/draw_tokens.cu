@@ -9,6 +9,7 @@
 #include "cuda/device.h"
 #include "cuda/device/block_scan.h"
 #include "cuda/device/draw_choice.h"
+#include "cuda/device/draw_scan.h"
 #include "cuda/kernels/draw_tokens.h"
 #include "cuda/launch.h"
 #include "cuda/ptx/dependent_launch.h"
@@ -152,11 +153,6 @@ __device__ void finish_scan(const DrawTokensArgs& args, const DrawRow& row, Draw
   state.arrived = 0;
 }
 
-struct Found {
-  std::uint64_t best;  // as in DrawState
-  std::uint32_t flags;
-};
-
 // What the threads of a block found together, in its first warp.
 __device__ Found found_by_block(Found mine) {
   __shared__ Found found[kScanChunks];
@@ -180,17 +176,12 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(DrawTokensArgs args)
   const DrawRow& row = part.row;
   DrawState& state = part.state;
   Found mine{};
+  const bool all_allowed = row.allowed == nullptr;
   part.for_chunks([&](std::int64_t chunk) {
-    std::uint32_t largest = 0;  // key of the chunk's
-    for_chunk(part.logits, args.vocab, chunk, [&](std::int64_t token, float logit) {
-      mine.flags |= isnan(logit)   ? kFoundNan
-                    : isinf(logit) ? (logit > 0 ? kFoundPlusInf : 0)
-                                   : kFoundFinite;
-      if (!is_allowed(row, token)) return;
-      const std::uint32_t key = logit_key(logit);
-      largest = max(largest, key);
-      mine.best = max(mine.best, std::uint64_t{key} << 32 | static_cast<std::uint32_t>(~token));
-    });
+    const ChunkPart values(part.logits, args.vocab, chunk);
+    const std::int64_t end = (chunk + 1) * kDrawChunk;
+    std::uint32_t largest = all_allowed && end <= args.vocab ? scan_finite(values, mine) : 0;
+    if (largest == 0) largest = scan_any(row, values, args.vocab, mine);
     largest = __reduce_max_sync(~0u, largest);
     if (threadIdx.x % kWarp == 0) part.space.keys(blockIdx.y)[chunk] = largest;
   });
@@ -216,12 +207,20 @@ __global__ void __launch_bounds__(kScanThreads) weights_kernel(DrawTokensArgs ar
   const ScanPart part(args);
   if (part.state.is_done || cuts(part.row)) return;
   const DrawWeights weights = part.weights();
+  const bool keeps_all = part.row.allowed == nullptr && DrawWeights::keeps_all(part.row);
   part.for_chunks([&](std::int64_t chunk) {
     std::uint64_t sum = 0;
-    const auto add = [&](std::int64_t token, float, std::uint64_t weight) {
-      if (is_allowed(part.row, token)) sum += DrawWeights::kept(part.row, weight);
-    };
-    for_chunk(part.logits, args.vocab, chunk, weights, add);
+    if (keeps_all && (chunk + 1) * kDrawChunk <= args.vocab) {
+      const ChunkPart values(part.logits, args.vocab, chunk);
+#pragma unroll
+      for (const float logit : values.logits) sum += weights.bits(logit);
+      sum -= ChunkPart::kEach * DrawWeights::kBitsOfZero;
+    } else {
+      const auto add = [&](std::int64_t token, float, std::uint64_t weight) {
+        if (is_allowed(part.row, token)) sum += DrawWeights::kept(part.row, weight);
+      };
+      for_chunk(part.logits, args.vocab, chunk, weights, add);
+    }
     sum = warp_total(sum);
     if (threadIdx.x % kWarp == 0) part.space.sums(blockIdx.y)[chunk] = sum;
   });
