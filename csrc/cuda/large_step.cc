@@ -246,7 +246,8 @@ void LargeStep::moe_block(const StepView& step, std::size_t layer, cudaStream_t 
                .norm_eps = c.rms_norm_eps,
                .xs = buffers_.xs,
                .num_rows = step.num_rows,
-               .hidden = hidden},
+               .hidden = hidden,
+               .inputs_ready = true},
               stream);
 }
 

@@ -9,31 +9,48 @@
 namespace gptoss::cuda {
 namespace {
 
-// The weighted sum of a row's choices, four channels of it: choices in order, as many loads at a
-// time as most models have choices.
-__device__ __forceinline__ float4 combine_four(const CombineArgs& args, std::int64_t first_slot,
-                                               std::int32_t i) {
-  constexpr int kAtOnce = 4;
-  float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  for (std::int32_t choice = 0; choice < args.experts_per_token; choice += kAtOnce) {
-    float4 v[kAtOnce];
-    float weight[kAtOnce];
+// As many choices of a row at a time as most models have.
+struct Choices {
+  static constexpr int kCount = 4;
+  std::int64_t places[kCount];
+  float weights[kCount];
+
+  __device__ __forceinline__ Choices(const CombineArgs& args, std::int64_t first_slot,
+                                     std::int32_t choice) {
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < kCount; ++j) {
       const bool there = choice + j < args.experts_per_token;
       const std::int64_t slot = first_slot + (there ? choice + j : 0);
-      const std::int64_t place = args.places == nullptr ? slot : args.places[slot];
-      weight[j] = args.weights[slot];
-      v[j] = *reinterpret_cast<const float4*>(args.expert_out + place * args.hidden + 4 * i);
+      places[j] = args.places == nullptr ? slot : args.places[slot];
+      weights[j] = args.weights[slot];
+    }
+  }
+};
+
+// The weighted sum of a row's choices, four channels of it, in order; `first` are the first ones.
+__device__ __forceinline__ float4 combine_four(const CombineArgs& args, const Choices& first,
+                                               std::int64_t first_slot, std::int32_t i) {
+  float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  const auto add = [&](const Choices& choices, std::int32_t choice) {
+    float4 v[Choices::kCount];
+#pragma unroll
+    for (int j = 0; j < Choices::kCount; ++j) {
+      const float* row = args.expert_out + choices.places[j] * args.hidden;
+      v[j] = *reinterpret_cast<const float4*>(row + 4 * i);
     }
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < Choices::kCount; ++j) {
       if (choice + j >= args.experts_per_token) break;
-      sum.x = fmaf(weight[j], v[j].x, sum.x);
-      sum.y = fmaf(weight[j], v[j].y, sum.y);
-      sum.z = fmaf(weight[j], v[j].z, sum.z);
-      sum.w = fmaf(weight[j], v[j].w, sum.w);
+      sum.x = fmaf(choices.weights[j], v[j].x, sum.x);
+      sum.y = fmaf(choices.weights[j], v[j].y, sum.y);
+      sum.z = fmaf(choices.weights[j], v[j].z, sum.z);
+      sum.w = fmaf(choices.weights[j], v[j].w, sum.w);
     }
+  };
+  add(first, 0);
+  for (std::int32_t choice = Choices::kCount; choice < args.experts_per_token;
+       choice += Choices::kCount) {
+    add(Choices(args, first_slot, choice), choice);
   }
   return sum;
 }
@@ -53,21 +70,27 @@ __global__ void __launch_bounds__(kRowThreads) moe_combine_kernel(const CombineA
       if (i < fours) scales[j] = load_four(args.norm_scale + 4 * i);
     }
   }
-  ptx::wait_for_dependencies();
-  ptx::launch_dependents();
+  if (!args.inputs_ready) ptx::wait_for_dependencies();
   const std::int64_t row = blockIdx.x;
   const std::int64_t first_slot = row * args.experts_per_token;
   float* residual = args.residual + row * args.hidden;
-  const auto add = [&](std::int32_t i) {
-    const float4 old = *reinterpret_cast<const float4*>(residual + 4 * i);
-    const float4 sum = combine_four(args, first_slot, i);
-    return make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
-  };
+  const Choices first(args, first_slot, 0);
   float4 held[kHeld];
 #pragma unroll
   for (int j = 0; j < kHeld; ++j) {
     const std::int32_t i = thread + j * kRowThreads;
-    held[j] = add(i < fours ? i : thread % fours);
+    held[j] = *reinterpret_cast<const float4*>(residual + 4 * (i < fours ? i : thread % fours));
+  }
+  if (args.inputs_ready) ptx::wait_for_dependencies();
+  ptx::launch_dependents();
+  const auto added = [&](const float4& old, std::int32_t i) {
+    const float4 sum = combine_four(args, first, first_slot, i);
+    return make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
+  };
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) {
+    const std::int32_t i = thread + j * kRowThreads;
+    held[j] = added(held[j], i < fours ? i : thread % fours);
   }
   float square_sum = 0.0f;
 #pragma unroll
@@ -78,7 +101,7 @@ __global__ void __launch_bounds__(kRowThreads) moe_combine_kernel(const CombineA
     square_sum += squares(held[j]);
   }
   for (std::int32_t i = thread + kHeld * kRowThreads; i < fours; i += kRowThreads) {
-    const float4 now = add(i);
+    const float4 now = added(*reinterpret_cast<const float4*>(residual + 4 * i), i);
     store_four(residual + 4 * i, now);
     square_sum += squares(now);
   }

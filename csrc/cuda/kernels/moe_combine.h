@@ -21,6 +21,9 @@ struct CombineArgs {
   __nv_bfloat16* xs;  // [num_rows][hidden]
   std::int32_t num_rows;
   std::int32_t hidden;  // a multiple of 4
+  // Everything but expert_out was written before the kernel before this one began, and is read
+  // while that one runs.
+  bool inputs_ready = false;
 };
 
 // residual += sum over choices of weight * expert output, float32, in order of choice.
