@@ -44,6 +44,7 @@ struct FewArgs {
   // Boxes of 16, 32, 48 or 64 tokens by a stage's chunks.
   CUtensorMap token_maps[FewShape::kWidths];
   std::int32_t num_chunks;
+  std::int32_t list_size;  // tiles for which the list has memory
   GemmArgs gemm;
 };
 
@@ -96,24 +97,33 @@ struct Piece {
 
 // A block's stretch of the list's work (tile_work), which begins and ends between units: what it
 // has of one tile of tokens in pieces of almost the same size. args.row_blocks units a tile. Whole
-// warps.
+// warps make one: the number of tiles and the first of the list, most of the times all of it, are
+// asked for at once, since nothing can be asked of weights before.
 class PieceWalk {
  public:
-  __device__ explicit PieceWalk(const GemmArgs& args)
-      : args_(args), num_tiles_(args.tiles.count()) {
-    const std::int64_t work =
-        std::int64_t{args.tiles.list[num_tiles_].work_before} * args.row_blocks;
+  // The list has memory for list_size tiles.
+  __device__ PieceWalk(const GemmArgs& args, std::int32_t list_size) : args_(args) {
+    const auto lane = static_cast<std::int32_t>(threadIdx.x) % kWarp;
+    first_ = lane < list_size ? args.tiles.list[lane] : TokenTile{};
+    num_tiles_ = args.tiles.count();
+    const std::int64_t work = std::int64_t{at(num_tiles_).work_before} * args.row_blocks;
     unit_ = first_unit(work * blockIdx.x / gridDim.x);
     end_ = first_unit(work * (blockIdx.x + 1) / gridDim.x);
+    tile_ = unit_ / args.row_blocks;
+    tokens_ = at(tile_);
+    next_tokens_ = args.tiles.list[min(tile_ + 1, num_tiles_)];
   }
 
-  // False at the end.
+  // False at the end. Any lanes.
   __device__ __forceinline__ bool next(Piece& piece) {
     if (unit_ == end_) return false;
-    const std::int32_t tile = unit_ / args_.row_blocks;
-    if (tile != tile_) piece.tokens = args_.tiles.at(tile);
-    tile_ = tile;
-    piece.first_unit = unit_ - tile * args_.row_blocks;
+    if (unit_ == (tile_ + 1) * args_.row_blocks) {
+      ++tile_;
+      tokens_ = next_tokens_;
+      next_tokens_ = args_.tiles.list[min(tile_ + 1, num_tiles_)];
+    }
+    piece.tokens = tokens_;
+    piece.first_unit = unit_ - tile_ * args_.row_blocks;
     const std::int32_t left = min(end_ - unit_, args_.row_blocks - piece.first_unit);
     const std::int32_t pieces = (left + FewShape::kConsumers - 1) / FewShape::kConsumers;
     piece.num_units = (left + pieces - 1) / pieces;
@@ -122,30 +132,39 @@ class PieceWalk {
   }
 
  private:
+  // The same of all lanes.
+  __device__ __forceinline__ TokenTile at(std::int32_t tile) const {
+    if (tile >= kWarp) return args_.tiles.list[tile];
+    const auto of = [&](std::int32_t value) { return __shfl_sync(0xffffffffu, value, tile); };
+    return {of(first_.expert), of(first_.begin), of(first_.count), of(first_.work_before)};
+  }
   // The unit that so much work, of units before it, is in.
   __device__ std::int32_t first_unit(std::int64_t work) const {
     const auto lane = static_cast<std::int32_t>(threadIdx.x) % kWarp;
     const auto of_rows = static_cast<std::int32_t>(work / args_.row_blocks);
-    std::int32_t begun = 0;  // tiles
+    const bool has_begun = lane < num_tiles_ && first_.work_before <= of_rows;
+    std::int32_t begun = __popc(__ballot_sync(0xffffffffu, has_begun));  // tiles
 #pragma unroll 4
-    for (std::int32_t base = 0; base < num_tiles_; base += kWarp) {
+    for (std::int32_t base = kWarp; base < num_tiles_; base += kWarp) {
       const std::int32_t tile = base + lane;
-      const bool has_begun = tile < num_tiles_ && args_.tiles.list[tile].work_before <= of_rows;
-      begun += __popc(__ballot_sync(0xffffffffu, has_begun));
+      const bool begins = tile < num_tiles_ && args_.tiles.list[tile].work_before <= of_rows;
+      begun += __popc(__ballot_sync(0xffffffffu, begins));
     }
     if (begun == 0) return 0;  // no tiles
-    const TokenTile* tile = args_.tiles.list + begun - 1;
-    const std::int32_t before = tile[0].work_before;
+    const std::int32_t before = at(begun - 1).work_before;
     const std::int64_t into = work - std::int64_t{before} * args_.row_blocks;
-    const auto units = static_cast<std::int32_t>(into / (tile[1].work_before - before));
+    const auto units = static_cast<std::int32_t>(into / (at(begun).work_before - before));
     return (begun - 1) * args_.row_blocks + units;
   }
 
   const GemmArgs& args_;
+  TokenTile first_;
+  TokenTile tokens_;
+  TokenTile next_tokens_;
   std::int32_t num_tiles_;
   std::int32_t unit_;
   std::int32_t end_;
-  std::int32_t tile_ = -1;
+  std::int32_t tile_;
 };
 
 // One lane. The stages of one piece: ask_weights(k, ring) waits until the stage is empty, says
@@ -181,7 +200,7 @@ __device__ __forceinline__ void produce_few(FewRing ring, const FewArgs& args) {
   const GemmArgs& gemm = args.gemm;
   bool waited = !gemm.early;
   if (waited) ptx::wait_for_dependencies();
-  PieceWalk walk(gemm);
+  PieceWalk walk(gemm, args.list_size);
   if (threadIdx.x % kWarp > 0) return;
   Piece piece;
   while (walk.next(piece)) {
@@ -306,7 +325,7 @@ template <TileOutput kOutput>
 __device__ __forceinline__ void consume_few(FewRing ring, const FewArgs& args, int warp) {
   ptx::wait_for_dependencies();
   ptx::launch_dependents();
-  PieceWalk walk(args.gemm);
+  PieceWalk walk(args.gemm, args.list_size);
   Piece piece;
   while (walk.next(piece)) {
     if (warp / FewShape::kUnitTiles >= piece.num_units) {  // no unit for this warpgroup

@@ -6,6 +6,7 @@
 #include "cuda/device/gemm_few_sm90.h"
 #include "cuda/device/gemm_sm90.h"
 #include "cuda/kernels/linear_mxfp4.h"
+#include "cuda/kernels/router_topk.h"
 #include "cuda/launch.h"
 #include "cuda/tensor_map.h"
 #include "cuda/tuning.h"
@@ -60,11 +61,14 @@ void launch_output(const ExpertProduct& product, const DeviceInfo& device, cudaS
   const MxTiles& weight = product.weight;
   // Stages of several chunks take x in whole chunks.
   if (product.tile_tokens <= FewShape::kMaxTokens && weight.cols % kMxChunk == 0) {
-    FewArgs args{.weight_map = weight_tensor_map(weight, FewShape::kUnitTiles, FewShape::kChunks),
-                 .token_maps = {},
-                 .num_chunks = static_cast<std::int32_t>(weight.k_chunks()),
-                 .gemm = gemm_arguments(product, FewShape::kUnitTiles, FewShape::kChunks,
-                                        FewShape::kGranule)};
+    FewArgs args{
+        .weight_map = weight_tensor_map(weight, FewShape::kUnitTiles, FewShape::kChunks),
+        .token_maps = {},
+        .num_chunks = static_cast<std::int32_t>(weight.k_chunks()),
+        .list_size = static_cast<std::int32_t>(
+            1 + expert_tiles_bound(product.num_slots, weight.num_experts, product.tile_tokens)),
+        .gemm =
+            gemm_arguments(product, FewShape::kUnitTiles, FewShape::kChunks, FewShape::kGranule)};
     std::uint32_t tokens = 0;
     for (CUtensorMap& map : args.token_maps) {
       tokens += FewShape::kGranule;
