@@ -9,8 +9,13 @@ namespace gptoss::cpu::GPTOSS_ISA {
 namespace {
 
 // As many tokens are faster so than on tiles of bf16. GB/s of two cores of a Xeon whose read loops
-// do 39 with 2 to 6 tokens: 32, 33, 29, 26, 22; row by row 32, 27 with two and three.
+// do 38 with 2 to 5 tokens: 31, 31, 28, 23; row by row 31, 27 with two and three.
 constexpr int kQuadTokens = 6;
+// Blocks side by side while tokens are few: dots that wait for none of the others.
+constexpr int quad_blocks(int tokens) {
+  return tokens <= 4 ? 2 : 1;
+}
+
 // Packed tokens, strip after strip of four blocks: {codes [kTokens][high bytes of even columns, of
 // odd ones, low bytes of both][64], starts [4][kTokens], bases [4][kTokens]}.
 //
@@ -89,104 +94,76 @@ GPTOSS_INLINE void fetch_codes(const std::uint8_t* codes, std::int64_t stride, i
   for (int r = first; r < first + count; ++r) __builtin_prefetch(codes + r * stride + kCodesAhead);
 }
 
-// Sixteen bytes of sixteen rows, turned as load_row_dwords does, in eight steps, for dots between.
-struct TurnedBlock {
-  RowBytes words[4];  // before the last step: parts of it
-  RowBytes in[4];
-
-  template <int kStep>
-  GPTOSS_INLINE void load(const std::uint8_t* codes, std::int64_t stride) {
-    const auto row = [&](int r) __attribute__((always_inline)) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + r * stride));
-    };
-    const auto place = [&](int i, RowBytes value) __attribute__((always_inline)) {
-      asm("" : "+v"(value));  // or the compiler puts it off to the end
-      words[i] = value;
-    };
-    if constexpr (kStep < 4) {
-      in[kStep] = _mm512_castsi128_si512(row(kStep));
-      in[kStep] = _mm512_inserti32x4(in[kStep], row(4 + kStep), 1);
-      in[kStep] = _mm512_inserti32x4(in[kStep], row(8 + kStep), 2);
-      in[kStep] = _mm512_inserti32x4(in[kStep], row(12 + kStep), 3);
-      asm("" : "+v"(in[kStep]));
-    } else if constexpr (kStep < 6) {
-      constexpr int kHalf = kStep - 4;
-      place(kHalf, _mm512_unpacklo_epi32(in[2 * kHalf], in[2 * kHalf + 1]));
-      place(2 + kHalf, _mm512_unpackhi_epi32(in[2 * kHalf], in[2 * kHalf + 1]));
-    } else {
-      constexpr int kPair = 2 * (kStep - 6);
-      const RowBytes low = words[kPair];
-      const RowBytes high = words[kPair + 1];
-      place(kPair, _mm512_unpacklo_epi64(low, high));
-      place(kPair + 1, _mm512_unpackhi_epi64(low, high));
-    }
-  }
-};
-
-// acc += block kBlock of a strip. `turned`: that block; then the one at `next`, whose loads and
-// turns run under the dots.
-template <int kBlock, int kTokens>
-GPTOSS_INLINE void add_quad_block(RowBytes (&turned)[4], const std::uint8_t* next,
-                                  std::int64_t stride, __m512 scale,
-                                  const QuadTokens<kTokens>& tokens, __m512 (&acc)[kTokens]) {
+// acc += blocks [kFirst, kFirst + kCount) of a strip that begins at `codes`.
+template <int kFirst, int kCount, int kTokens>
+GPTOSS_INLINE void add_quad_blocks(const std::uint8_t* codes, std::int64_t stride,
+                                   __m512i scale_bytes, bool odd_scales,
+                                   const QuadTokens<kTokens>& tokens, __m512 (&acc)[kTokens]) {
   const __m512i table = _mm512_broadcast_i32x4(
       _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-  __m512i high[kTokens];
-  __m512i low[kTokens];
+  RowBytes words[kCount][4];
+  __m512i high[kCount][kTokens];
+  __m512i low[kCount][kTokens];
   GPTOSS_UNROLL
-  for (int t = 0; t < kTokens; ++t) {
-    high[t] = _mm512_set1_epi32(tokens.start(kBlock, t));
-    low[t] = _mm512_setzero_si512();
-  }
-  fetch_codes(next, stride, kBlock * 4, 4);
-  TurnedBlock turning;
-  const auto add = [&]<int kQuad>() __attribute__((always_inline)) {
-    const RowBytes word = turned[kQuad / 2];
-    const RowBytes weights =
-        _mm512_permutexvar_epi8(kQuad % 2 == 0 ? word : _mm512_srli_epi16(word, 4), table);
+  for (int b = 0; b < kCount; ++b) {
+    load_row_dwords(codes + (kFirst + b) * kMxBlockBytes, stride, words[b]);
     GPTOSS_UNROLL
     for (int t = 0; t < kTokens; ++t) {
-      add_quad(high[t], weights, tokens.quad(kBlock, t, kQuad % 2, kQuad / 2));
-      add_quad(low[t], weights, tokens.quad(kBlock, t, 2 + kQuad % 2, kQuad / 2));
+      high[b][t] = _mm512_set1_epi32(tokens.start(kFirst + b, t));
+      low[b][t] = _mm512_setzero_si512();
     }
-    turning.load<kQuad>(next, stride);
+  }
+  fetch_codes(codes, stride, kFirst * 4, kCount * 4);
+  GPTOSS_UNROLL
+  for (int j = 0; j < 8; ++j) {
+    RowBytes quads[kCount];
+    GPTOSS_UNROLL
+    for (int b = 0; b < kCount; ++b) {
+      const RowBytes word = words[b][j / 2];
+      quads[b] = _mm512_permutexvar_epi8(j % 2 == 0 ? word : _mm512_srli_epi16(word, 4), table);
+    }
+    GPTOSS_UNROLL
+    for (int t = 0; t < kTokens; ++t) {
+      GPTOSS_UNROLL
+      for (int b = 0; b < kCount; ++b) {
+        add_quad(high[b][t], quads[b], tokens.quad(kFirst + b, t, j % 2, j / 2));
+        add_quad(low[b][t], quads[b], tokens.quad(kFirst + b, t, 2 + j % 2, j / 2));
+      }
+    }
+  }
+  const auto add = [&]<int kBlock>() __attribute__((always_inline)) {
+    const __m512 scale = odd_scales ? strip_scale<kFirst + kBlock, true>(scale_bytes)
+                                    : strip_scale<kFirst + kBlock, false>(scale_bytes);
+    GPTOSS_UNROLL
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i sum = _mm512_add_epi32(low[kBlock][t], _mm512_slli_epi32(high[kBlock][t], 7));
+      const __m512 base = _mm512_set1_ps(tokens.base(kFirst + kBlock, t));
+      acc[t] = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(sum), base), scale, acc[t]);
+    }
   };
   add.template operator()<0>();
-  add.template operator()<1>();
-  add.template operator()<2>();
-  add.template operator()<3>();
-  add.template operator()<4>();
-  add.template operator()<5>();
-  add.template operator()<6>();
-  add.template operator()<7>();
-  GPTOSS_UNROLL
-  for (int t = 0; t < kTokens; ++t) {
-    const __m512i sum = _mm512_add_epi32(low[t], _mm512_slli_epi32(high[t], 7));
-    const __m512 base = _mm512_set1_ps(tokens.base(kBlock, t));
-    acc[t] = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(sum), base), scale, acc[t]);
-  }
-  GPTOSS_UNROLL
-  for (int i = 0; i < 4; ++i) turned[i] = turning.words[i];
+  if constexpr (kCount == 2) add.template operator()<1>();
 }
 
-// acc += a strip of at most four blocks. `is_last`: nothing of these rows follows it.
+// acc += a strip of at most four blocks.
 template <int kTokens>
-GPTOSS_INLINE void add_quad_strip(RowBytes (&turned)[4], const std::uint8_t* codes,
-                                  std::int64_t stride, std::int64_t count, bool is_last,
-                                  __m512i scale_bytes, const QuadTokens<kTokens>& tokens,
-                                  __m512 (&acc)[kTokens]) {
+GPTOSS_INLINE void add_quad_strip(const std::uint8_t* codes, std::int64_t stride,
+                                  std::int64_t count, __m512i scale_bytes,
+                                  const QuadTokens<kTokens>& tokens, __m512 (&acc)[kTokens]) {
   const bool odd = has_odd_scales(scale_bytes);
-  const auto add = [&]<int kBlock>() __attribute__((always_inline)) {
-    if (kBlock >= count) return;
-    const __m512 scale =
-        odd ? strip_scale<kBlock, true>(scale_bytes) : strip_scale<kBlock, false>(scale_bytes);
-    const int next = is_last && kBlock + 1 == count ? kBlock : kBlock + 1;
-    add_quad_block<kBlock>(turned, codes + next * kMxBlockBytes, stride, scale, tokens, acc);
+  const auto add = [&]<int kFirst, int kCount>() __attribute__((always_inline)) {
+    if (kFirst >= count) return;
+    add_quad_blocks<kFirst, kCount>(codes, stride, scale_bytes, odd, tokens, acc);
   };
-  add.template operator()<0>();
-  add.template operator()<1>();
-  add.template operator()<2>();
-  add.template operator()<3>();
+  if (quad_blocks(kTokens) == 2 && count == kAmxStripBlocks) {
+    add.template operator()<0, 2>();
+    add.template operator()<2, 2>();
+    return;
+  }
+  add.template operator()<0, 1>();
+  add.template operator()<1, 1>();
+  add.template operator()<2, 1>();
+  add.template operator()<3, 1>();
 }
 
 // The products of sixteen rows with kTokens tokens.
@@ -196,15 +173,12 @@ GPTOSS_INLINE void multiply_quads(const ByteLanes& in_memory, const QuadTokens<k
   const ByteLanes lanes = in_memory;  // stays in registers
   const std::int64_t num_blocks = lanes.num_blocks;
   fetch_next_scales(lanes);
-  RowBytes turned[4];
-  load_row_dwords(lanes.codes, lanes.code_stride(), turned);
   GPTOSS_UNROLL
   for (int t = 0; t < kTokens; ++t) acc[t] = _mm512_setzero_ps();
   const auto add = [&](std::int64_t block, std::int64_t count,
                        __m512i scale_bytes) __attribute__((always_inline)) {
-    add_quad_strip<kTokens>(turned, lanes.codes + block * kMxBlockBytes, lanes.code_stride(), count,
-                            block + count == num_blocks, scale_bytes,
-                            tokens.strip(block / kAmxStripBlocks), acc);
+    add_quad_strip<kTokens>(lanes.codes + block * kMxBlockBytes, lanes.code_stride(), count,
+                            scale_bytes, tokens.strip(block / kAmxStripBlocks), acc);
   };
   std::int64_t b = 0;
   for (; b + kScaleGroup <= num_blocks; b += kScaleGroup) {
